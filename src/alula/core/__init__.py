@@ -1,0 +1,53 @@
+"""Frozen value types shared by every part of Alula. No engine types, no I/O."""
+
+from alula.core.inputs import (
+    Affine,
+    ArrayInput,
+    AudioInput,
+    ImageInput,
+    InputDescription,
+    LogMel,
+    MinMax,
+    Normalization,
+    ZScore,
+)
+from alula.core.types import (
+    Accepted,
+    Accuracy,
+    Candidate,
+    Failed,
+    Outcome,
+    Precision,
+    Ratio,
+    Recipe,
+    Rejected,
+    Settings,
+    Signature,
+    TensorSpec,
+    Throughput,
+)
+
+__all__ = [
+    "Accepted",
+    "Accuracy",
+    "Affine",
+    "ArrayInput",
+    "AudioInput",
+    "Candidate",
+    "Failed",
+    "ImageInput",
+    "InputDescription",
+    "LogMel",
+    "MinMax",
+    "Normalization",
+    "Outcome",
+    "Precision",
+    "Ratio",
+    "Recipe",
+    "Rejected",
+    "Settings",
+    "Signature",
+    "TensorSpec",
+    "Throughput",
+    "ZScore",
+]

@@ -1,0 +1,219 @@
+"""The nouns of Alula as frozen values that check themselves and go to JSON and back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = [
+    "Accepted",
+    "Accuracy",
+    "Candidate",
+    "Failed",
+    "Outcome",
+    "Precision",
+    "Ratio",
+    "Recipe",
+    "Rejected",
+    "Settings",
+    "Signature",
+    "TensorSpec",
+    "Throughput",
+]
+
+Precision = Literal["fp32", "bf16", "int8"]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Scalar = bool | int | float | str
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of a model.
+
+    Attributes:
+        name: its name in the exported graph.
+        dtype: NumPy name, such as `float32`.
+        shape: sizes; a string names a dynamic axis (`b` is the batch axis, always first).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes into a model and what comes out, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an artifact is made: engine, precision, and the quantizer for `int8`.
+
+    >>> Recipe("openvino", "int8", "nncf").name
+    'openvino/int8-nncf'
+    >>> Recipe("torch", "fp32").name
+    'torch/fp32'
+    """
+
+    engine: str
+    precision: Precision
+    quantizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.precision == "int8") != (self.quantizer is not None):
+            raise ValueError(
+                f"a quantizer belongs to precision int8 and to no other; got {self.precision} "
+                f"with quantizer {self.quantizer}"
+            )
+
+    @property
+    def name(self) -> str:
+        """`engine/precision` or `engine/precision-quantizer`."""
+        suffix = f"-{self.quantizer}" if self.quantizer else ""
+        return f"{self.engine}/{self.precision}{suffix}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an artifact is run.
+
+    Attributes:
+        threads: threads that compute one batch.
+        instances: batches computed at the same time.
+        batch_size: samples per batch.
+        knobs: what the engine declares beyond these, by the engine's own names.
+    """
+
+    threads: PositiveInt = 1
+    instances: PositiveInt = 1
+    batch_size: PositiveInt = 1
+    knobs: dict[str, Scalar] = {}
+
+    @property
+    def total_threads(self) -> int:
+        """Threads busy when every instance computes."""
+        return self.threads * self.instances
+
+    def __str__(self) -> str:
+        text = f"{self.instances}x{self.threads} threads, batch {self.batch_size}"
+        return text + "".join(f", {key}={value}" for key, value in sorted(self.knobs.items()))
+
+
+class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A recipe with settings: what the search compares."""
+
+    recipe: Recipe
+    settings: Settings
+
+    def __str__(self) -> str:
+        return f"{self.recipe} ({self.settings})"
+
+
+class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A ratio of two speeds with its 95 % interval; `low` and `high` are infinite-width when n is too small.
+
+    >>> Ratio(3.0, 2.9, 3.1).certain
+    True
+    >>> Ratio(1.01, 0.98, 1.04).certain
+    False
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes 1.0, so that one side is faster beyond doubt."""
+        return self.low > 1.0 or self.high < 1.0
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Throughput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Samples per second of a candidate, from the raw times kept beside it.
+
+    Attributes:
+        per_s: median over rounds.
+        rounds_per_s: each round's samples per second, in the order taken.
+        warnings: what disturbed the measurement, in words.
+    """
+
+    per_s: float
+    rounds_per_s: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a candidate's accuracy was, against the baseline, on the same validation samples.
+
+    Attributes:
+        metric: name of the metric.
+        n: validation samples compared.
+        baseline: the metric of the baseline.
+        chosen: the metric of the candidate.
+        drop: how much worse the candidate is; positive is worse, whatever the metric's direction.
+        drop_low: lower end of the 95 % interval of the drop (paired bootstrap).
+        drop_high: upper end.
+        limit: the largest drop that was allowed.
+        warnings: such as a number of samples too small to tell.
+    """
+
+    metric: str
+    n: int
+    baseline: float
+    chosen: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    limit: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def within_limit(self) -> bool:
+        """Whether the measured drop is inside the limit."""
+        return self.drop <= self.limit
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the whole interval lies on one side of the limit."""
+        return self.drop_high <= self.limit or self.drop_low > self.limit
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="accepted"):
+    """A candidate inside the accuracy limit, with its speed."""
+
+    candidate: Candidate
+    accuracy: Accuracy
+    throughput: Throughput
+    seconds: float = 0.0
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rejected"):
+    """A recipe that runs but is not good enough, and why."""
+
+    recipe: Recipe
+    reason: str
+    accuracy: Accuracy | None = None
+    seconds: float = 0.0
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
+    """A recipe or candidate that could not be made or run: one readable line, and how to see it again."""
+
+    recipe: Recipe
+    error: str
+    reproduce: str
+    settings: Settings | None = None
+    seconds: float = 0.0
+
+
+Outcome = Accepted | Rejected | Failed

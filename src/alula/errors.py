@@ -1,0 +1,123 @@
+"""Every error that Alula raises.
+
+::
+
+    AlulaError
+    ├── UsageError         the command or call was wrong; carries the closest valid name
+    ├── ModelError         a model could not be loaded, exported, or differs after export
+    ├── EngineError        an engine or recipe failed
+    │   └── EngineUnavailableError   the engine is not installed here; carries the install command
+    ├── AccuracyError      a metric could not be computed, or no candidate met the limit
+    ├── MeasurementError   a measurement could not be taken
+    ├── DataError          an input file or data set could not be used; carries the path
+    ├── BundleError        a bundle is damaged, unsafe or too new; carries the path
+    └── JobError           a folder run failed as a whole
+
+Each message says what failed, what was got, what was expected and what to do, in that order.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "AccuracyError",
+    "AlulaError",
+    "BundleError",
+    "DataError",
+    "EngineError",
+    "EngineUnavailableError",
+    "JobError",
+    "MeasurementError",
+    "ModelError",
+    "UsageError",
+    "closest",
+]
+
+
+class AlulaError(Exception):
+    """Base of every error raised on purpose; its message is fit to show to a user as it is."""
+
+    exit_code = 1
+
+
+class UsageError(AlulaError):
+    """The call or command was wrong."""
+
+    exit_code = 2
+
+
+class ModelError(AlulaError):
+    """A model could not be found, built, loaded or exported, or its export differs from it."""
+
+
+class EngineError(AlulaError):
+    """An engine could not load or run an artifact, or a recipe could not be made."""
+
+
+class EngineUnavailableError(EngineError):
+    """An engine or quantizer is not installed here.
+
+    Args:
+        what: the engine, quantizer or library that is missing.
+        install: the command that installs it.
+    """
+
+    def __init__(self, what: str, *, install: str) -> None:
+        super().__init__(f"`{what}` is not installed here. Install it with `{install}`.")
+        self.what = what
+        self.install = install
+
+
+class AccuracyError(AlulaError):
+    """A metric could not be computed, or was outside its limit where that is not allowed."""
+
+
+class MeasurementError(AlulaError):
+    """A time could not be measured."""
+
+
+class DataError(AlulaError):
+    """An input file or a data set could not be used.
+
+    Args:
+        path: the file or folder at fault, or a short description of in-memory data.
+        reason: what is wrong with it and what to do, one sentence each.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class BundleError(AlulaError):
+    """A bundle is damaged, unsafe or of a version that this release does not read.
+
+    Args:
+        path: the bundle or the file inside it.
+        reason: what is wrong and what to do.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class JobError(AlulaError):
+    """A folder run failed as a whole (single bad inputs are reported, not raised)."""
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return a `` Did you mean `x`?`` hint for a mistyped name, or an empty string.
+
+    >>> closest("onnxruntim", ["onnxruntime", "openvino"])
+    ' Did you mean `onnxruntime`?'
+    >>> closest("zzz", ["onnxruntime"])
+    ''
+    """
+    found = difflib.get_close_matches(name, list(valid), n=1)
+    return f" Did you mean `{found[0]}`?" if found else ""
