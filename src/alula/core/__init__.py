@@ -12,9 +12,11 @@ from alula.core.inputs import (
     ZScore,
 )
 from alula.core.types import (
+    ARTIFACT_FILES,
     Accepted,
     Accuracy,
     Candidate,
+    ExportFormat,
     Failed,
     Outcome,
     Precision,
@@ -28,12 +30,14 @@ from alula.core.types import (
 )
 
 __all__ = [
+    "ARTIFACT_FILES",
     "Accepted",
     "Accuracy",
     "Affine",
     "ArrayInput",
     "AudioInput",
     "Candidate",
+    "ExportFormat",
     "Failed",
     "ImageInput",
     "InputDescription",

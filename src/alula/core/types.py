@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 import msgspec
 
 __all__ = [
+    "ARTIFACT_FILES",
     "Accepted",
     "Accuracy",
     "Candidate",
+    "ExportFormat",
     "Failed",
     "Outcome",
     "Precision",
@@ -23,6 +25,16 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "bf16", "int8"]
+ExportFormat = Literal["onnx", "exported", "torchscript", "openvino"]
+
+ARTIFACT_FILES: dict[ExportFormat, str] = {
+    "onnx": "model.onnx",
+    "exported": "model.pt2",
+    "torchscript": "model.torchscript",
+    "openvino": "model.xml",
+}
+"""Main file of an artifact folder by format: where exporters and quantizers write and engines read."""
+
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Scalar = bool | int | float | str
 

@@ -1,0 +1,200 @@
+"""`bundle.json`: everything a bundle knows about itself, strictly typed and versioned."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import msgspec
+
+from alula.core import Accuracy, InputDescription, Ratio, Settings, Signature
+from alula.errors import BundleError
+from alula.hardware import Fingerprint
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Activation",
+    "Baseline",
+    "Deployed",
+    "FileRecord",
+    "FolderRun",
+    "Manifest",
+    "decode_manifest",
+    "encode_manifest",
+    "sha256_of",
+]
+
+MANIFEST_NAME = "bundle.json"
+SCHEMA_VERSION = 1
+Activation = Literal["none", "sigmoid", "softmax"]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what a manifest holds: frozen and strict."""
+
+
+class FileRecord(_Record):
+    """One file of the bundle."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Baseline(_Record):
+    """The user's model as it was, measured beside the chosen candidate."""
+
+    recipe: str
+    settings: Settings
+    throughput_per_s: float
+    rounds_per_s: tuple[float, ...]
+
+
+class Deployed(_Record):
+    """A recipe that the bundle carries and how to run it.
+
+    Attributes:
+        recipe: such as `openvino/int8-nncf`.
+        artifact: its folder inside the bundle.
+        settings: as tuned; fitted to the thread budget where it is loaded.
+        throughput_per_s: samples per second of the model alone.
+        rounds_per_s: raw rounds of that measurement.
+        runs_code: whether loading it executes code from the bundle.
+        golden: names of the arrays in `golden.npz` with its outputs, in order.
+    """
+
+    recipe: str
+    artifact: str
+    settings: Settings
+    throughput_per_s: float
+    rounds_per_s: tuple[float, ...]
+    runs_code: bool
+    golden: tuple[str, ...]
+
+
+class FolderRun(_Record):
+    """Throughput of the whole way (decode, features, model), measured with the bundle itself on the data."""
+
+    samples_per_s: float
+    samples: int
+    files: int
+
+
+class Manifest(_Record):
+    """The whole of `bundle.json`.
+
+    Attributes:
+        schema_version: of this layout; a newer one is refused.
+        alula_version: that wrote it.
+        created: UTC, ISO 8601.
+        model: its name and where it came from, for people.
+        signature: inputs and outputs with named axes.
+        input: how a file becomes the model's input.
+        labels: class names in the order of the output columns, if known.
+        activation: applied to the first output by `predict`.
+        chosen: the fastest accepted candidate.
+        fallbacks: tried in order where the chosen one is not right.
+        baseline: the user's model as it was.
+        speedup: chosen over baseline, from interleaved rounds.
+        accuracy: of the chosen candidate against the baseline.
+        folder: throughput of the folder run, None for data in memory.
+        calibration: indices of the calibration samples in the data.
+        validation: indices of the validation samples.
+        data: what the data was, for people.
+        seed: of the split and the bootstrap.
+        machine: the CPU it was tuned on.
+        versions: of the libraries that made it.
+        notes: what was rewritten before export.
+        warnings: what a reader of the numbers should know.
+        golden_inputs: names of the arrays in `golden.npz` that go in, in order.
+        files: every other file of the bundle.
+        checksum: SHA-256 of this document with an empty checksum.
+    """
+
+    schema_version: int
+    alula_version: str
+    created: str
+    model: str
+    signature: Signature
+    input: InputDescription
+    labels: tuple[str, ...] | None
+    activation: Activation
+    chosen: Deployed
+    fallbacks: tuple[Deployed, ...]
+    baseline: Baseline
+    speedup: Ratio
+    accuracy: Accuracy
+    folder: FolderRun | None
+    calibration: tuple[int, ...]
+    validation: tuple[int, ...]
+    data: str
+    seed: int
+    machine: Fingerprint
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    golden_inputs: tuple[str, ...]
+    files: dict[str, FileRecord]
+    checksum: str = ""
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def _checksum(manifest: Manifest) -> str:
+    plain = msgspec.structs.replace(manifest, checksum="")
+    return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of `bundle.json`, indented, with its checksum filled in."""
+    sealed = msgspec.structs.replace(manifest, checksum=_checksum(manifest))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+def decode_manifest(data: bytes, path: Path) -> Manifest:
+    """Return the manifest in `data`, checked.
+
+    Args:
+        data: content of `bundle.json`.
+        path: where it came from, for messages.
+
+    Raises:
+        BundleError: it is no JSON, of a newer schema, has wrong fields, was changed, or names files
+            outside the bundle.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+    except msgspec.MsgspecError as error:
+        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            path,
+            f"It has schema version {version}; this release reads version {SCHEMA_VERSION}. "
+            "Upgrade with `pip install --upgrade alula`, or make the bundle again.",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
+    if manifest.checksum != _checksum(manifest):
+        raise BundleError(
+            path, "Its content does not fit its checksum: it was changed after it was written. Make it again."
+        )
+    for name in [*manifest.files, manifest.chosen.artifact, *(f.artifact for f in manifest.fallbacks)]:
+        _check_inside(name, path)
+    return manifest
+
+
+def _check_inside(name: str, path: Path) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
+        raise BundleError(path, f"It names the file `{name}`, which is outside the bundle. Do not use it.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

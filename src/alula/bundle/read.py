@@ -1,0 +1,230 @@
+"""Reads bundles: verifies every byte, then loads what is right on this machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.bundle.manifest import MANIFEST_NAME, Deployed, Manifest, decode_manifest, sha256_of
+from alula.bundle.write import GOLDEN_NAME
+from alula.core import Settings
+from alula.engines import Arrays, Session, engine_named
+from alula.errors import AlulaError, BundleError
+from alula.hardware import Fingerprint, fingerprint, int8_is_safe_here, thread_budget
+
+__all__ = ["BundleWarning", "Running", "fitted", "read_manifest", "start", "verify"]
+
+MANIFEST_BYTES = 64 * 2**20
+
+# Golden outputs may differ by rounding between CPUs and releases. FP32: order of sums. INT8: a value
+# that falls on the other side of a rounding step; saturation, by contrast, changes outputs by their size.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": 5e-2}
+
+
+class BundleWarning(UserWarning):
+    """A bundle runs here in another way than it was tuned for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A recipe of a bundle, loaded here.
+
+    Attributes:
+        deployed: the recipe that runs.
+        settings: fitted to this machine's thread budget.
+        session: takes batches; thread-safe for `settings.instances` callers.
+        passed_over: why recipes before it in the order were not used, one line each.
+    """
+
+    deployed: Deployed
+    settings: Settings
+    session: Session
+    passed_over: tuple[str, ...]
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Return the manifest of a bundle folder.
+
+    Raises:
+        BundleError: it is no bundle, or its manifest is refused (see `decode_manifest`).
+    """
+    if not bundle.is_dir():
+        what = "It is a file" if bundle.exists() else "It does not exist"
+        raise BundleError(bundle, f"{what}; expected a bundle folder such as `birds.alula`.")
+    path = bundle / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(bundle, f"It holds no {MANIFEST_NAME}; expected a bundle made by `alula optimize`.")
+    try:
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise BundleError(path, f"It is larger than {MANIFEST_BYTES} bytes, which no manifest is.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(path, f"It cannot be read: {error.strerror or error}.") from error
+    return decode_manifest(data, path)
+
+
+def verify(bundle: Path, manifest: Manifest) -> None:
+    """Check that the bundle's files are those that its manifest lists: no more, no fewer, no other bytes.
+
+    Raises:
+        BundleError: naming the first file that is missing, added, a link, or changed.
+    """
+    present = {
+        path.relative_to(bundle).as_posix(): path
+        for path in sorted(bundle.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    }
+    present.pop(MANIFEST_NAME, None)
+    for name, path in present.items():
+        if path.is_symlink() or any(parent.is_symlink() for parent in _inside(path, bundle)):
+            raise BundleError(path, "It is a link, which can lead out of the bundle. Copy the bundle again.")
+        if name not in manifest.files:
+            raise BundleError(path, f"{MANIFEST_NAME} does not list it. Remove it, or copy the bundle again.")
+    for name, record in manifest.files.items():
+        if name not in present:
+            raise BundleError(bundle / name, "It is missing. Copy the bundle again.")
+        size = present[name].stat().st_size
+        if size != record.bytes:
+            raise BundleError(
+                bundle / name, f"It has {size} bytes; expected {record.bytes}. Copy the bundle again."
+            )
+        if sha256_of(present[name]) != record.sha256:
+            raise BundleError(
+                bundle / name, "Its content was changed after the bundle was written. Copy the bundle again."
+            )
+
+
+def _inside(path: Path, bundle: Path) -> Sequence[Path]:
+    return [parent for parent in path.parents if parent.is_relative_to(bundle) and parent != bundle]
+
+
+def start(
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    trust_code: bool = False,
+    threads: int | None = None,
+    here: Fingerprint | None = None,
+) -> Running:
+    """Return the first of the chosen recipe and its fallbacks that is right on this machine.
+
+    A recipe is passed over when its engine is missing, when it would run code that the user has not
+    said to trust, when its INT8 products would saturate here but did not where it was tuned, or when
+    its golden outputs are not what they were. One `BundleWarning` says what was passed over and why.
+
+    Args:
+        bundle: verified folder.
+        manifest: its manifest.
+        trust_code: whether artifacts that are code (TorchScript, `.pt2`) may be loaded.
+        threads: thread budget; None takes this machine's.
+        here: this machine; None reads it.
+
+    Raises:
+        BundleError: no recipe of the bundle is right here; the reasons are listed.
+    """
+    here = fingerprint() if here is None else here
+    budget = thread_budget(threads)
+    passed_over: list[str] = []
+    with np.load(bundle / GOLDEN_NAME, allow_pickle=False) as stored:
+        golden = {name: stored[name] for name in stored.files}
+    for deployed in (manifest.chosen, *manifest.fallbacks):
+        settings = fitted(deployed.settings, budget)
+        reason = _reason_against(deployed, manifest, here, trust_code=trust_code)
+        if reason is None:
+            try:
+                session = _start_checked(bundle, manifest, deployed, settings, golden)
+            except AlulaError as error:
+                reason = str(error)
+            else:
+                if passed_over:
+                    warnings.warn(
+                        f"{bundle.name} runs as {deployed.recipe} here, not as {manifest.chosen.recipe}: "
+                        + "; ".join(passed_over),
+                        BundleWarning,
+                        stacklevel=3,
+                    )
+                return Running(
+                    deployed=deployed, settings=settings, session=session, passed_over=tuple(passed_over)
+                )
+        passed_over.append(f"{deployed.recipe}: {reason}")
+    raise BundleError(bundle, "No recipe in it is right on this machine. " + " ".join(passed_over))
+
+
+def _reason_against(
+    deployed: Deployed, manifest: Manifest, here: Fingerprint, *, trust_code: bool
+) -> str | None:
+    if deployed.runs_code and not trust_code:
+        return "loading it runs code from the bundle; say that you trust it with --trust-code (trust_code=True)"
+    if "/int8" in deployed.recipe and not int8_is_safe_here(manifest.machine, here):
+        return "INT8 products saturate on this CPU and did not where it was tuned, so results would be wrong"
+    if manifest.machine.arch != here.arch and deployed.runs_code:
+        return f"it was made for {manifest.machine.arch}; this machine is {here.arch}"
+    return None
+
+
+def _start_checked(
+    bundle: Path,
+    manifest: Manifest,
+    deployed: Deployed,
+    settings: Settings,
+    golden: dict[str, NDArray[np.generic]],
+) -> Session:
+    engine_name, _, precision = deployed.recipe.partition("/")
+    session = engine_named(engine_name).load(
+        bundle / deployed.artifact, signature=manifest.signature, settings=settings
+    )
+    inputs = tuple(golden[name] for name in manifest.golden_inputs)
+    expected = tuple(golden[name] for name in deployed.golden)
+    try:
+        difference = _difference(expected, session.run(inputs))
+        limit = TOLERANCE[precision.partition("-")[0]]
+        if not difference <= limit:
+            raise BundleError(
+                bundle,
+                f"golden outputs of {deployed.recipe} differ by {difference:.2g} here; "
+                f"expected at most {limit:g}",
+            )
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _difference(expected: Arrays, got: Arrays) -> float:
+    """Return the largest root-mean-square difference of an output, as a share of its own size."""
+    worst = 0.0
+    for want, have in zip(expected, got, strict=True):
+        if want.shape != have.shape:
+            return float("inf")
+        wide = np.asarray(want, np.float64)
+        size = float(np.sqrt(np.mean(wide**2))) or 1.0
+        worst = float(np.maximum(worst, np.sqrt(np.mean((wide - have) ** 2)) / size))
+    return worst
+
+
+def fitted(settings: Settings, budget: int) -> Settings:
+    """Return settings that use a thread budget in the way these use theirs.
+
+    Many narrow instances stay narrow, one wide instance stays one.
+
+    >>> str(fitted(Settings(threads=1, instances=2, batch_size=8), 4))
+    '4x1 threads, batch 8'
+    >>> str(fitted(Settings(threads=2, instances=1, batch_size=8), 1))
+    '1x1 threads, batch 8'
+    """
+    if settings.total_threads == budget:
+        return settings
+    if settings.instances > 1:
+        threads = min(settings.threads, budget)
+        return Settings(
+            threads=threads,
+            instances=max(1, budget // threads),
+            batch_size=settings.batch_size,
+            knobs=settings.knobs,
+        )
+    return Settings(threads=budget, instances=1, batch_size=settings.batch_size, knobs=settings.knobs)

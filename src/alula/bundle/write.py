@@ -1,0 +1,99 @@
+"""Writes bundles: a folder beside the target is filled and then moved into place in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest, sha256_of
+from alula.errors import BundleError
+
+__all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "rewrite_manifest", "write_bundle"]
+
+GOLDEN_NAME = "golden.npz"
+JOURNAL_NAME = "search.jsonl"
+
+
+def write_bundle(
+    target: Path,
+    manifest: Manifest,
+    *,
+    artifacts: Mapping[str, Path],
+    golden: Mapping[str, NDArray[np.generic]],
+    journal: Path,
+    replace: bool = False,
+) -> None:
+    """Write a bundle; `manifest.files` is filled in here.
+
+    Args:
+        target: folder to make, usually `NAME.alula`.
+        manifest: everything else that `bundle.json` says.
+        artifacts: by folder inside the bundle, the folder to copy.
+        golden: arrays of `golden.npz` by name.
+        journal: the `search.jsonl` to copy.
+        replace: whether an existing bundle at `target` may be replaced.
+
+    Raises:
+        BundleError: the target exists and may not be replaced, is no bundle, or cannot be written.
+    """
+    if target.exists() and not (replace and is_bundle(target)):
+        raise BundleError(target, "It exists already. Choose another name, or remove it first.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            for name, folder in artifacts.items():
+                shutil.copytree(folder, scratch / name)
+            np.savez(scratch / GOLDEN_NAME, allow_pickle=False, **dict(golden))
+            shutil.copy2(journal, scratch / JOURNAL_NAME)
+            files = {
+                path.relative_to(scratch).as_posix(): FileRecord(
+                    sha256=sha256_of(path), bytes=path.stat().st_size
+                )
+                for path in sorted(scratch.rglob("*"))
+                if path.is_file()
+            }
+            sealed = msgspec.structs.replace(manifest, files=files)
+            (scratch / MANIFEST_NAME).write_bytes(encode_manifest(sealed))
+            scratch.chmod(0o755)  # mkdtemp makes private folders
+            if target.exists():
+                old = scratch.with_name(f"{scratch.name}-old")
+                target.rename(old)
+                scratch.rename(target)
+                shutil.rmtree(old)
+            else:
+                scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
+
+
+def is_bundle(path: Path) -> bool:
+    """Return whether a folder looks like a bundle."""
+    return (path / MANIFEST_NAME).is_file()
+
+
+def rewrite_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Replace `bundle.json` in one step; the files that it names stay as they are.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    temporary = bundle / f".{MANIFEST_NAME}.partial"
+    try:
+        temporary.write_bytes(encode_manifest(manifest))
+        os.replace(temporary, bundle / MANIFEST_NAME)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise BundleError(bundle, f"It cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,29 @@
+"""Data in: what the user has, as samples that can be read one by one and split fairly."""
+
+from alula.data.arrays import read_array
+from alula.data.audio import AUDIO_SUFFIXES, open_audio
+from alula.data.formats import ARRAY_SUFFIXES, IMAGE_SUFFIXES, Kind, detect_kind, find_inputs, kind_of
+from alula.data.image import MAX_PIXELS, read_image
+from alula.data.opening import open_samples
+from alula.data.samples import Item, Samples, Task
+from alula.data.split import Split, split
+
+__all__ = [
+    "ARRAY_SUFFIXES",
+    "AUDIO_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Item",
+    "Kind",
+    "Samples",
+    "Split",
+    "Task",
+    "detect_kind",
+    "find_inputs",
+    "kind_of",
+    "open_audio",
+    "open_samples",
+    "read_array",
+    "read_image",
+    "split",
+]

@@ -1,0 +1,21 @@
+"""From a module to the graphs that engines load, each checked numerically against the module."""
+
+from alula.export.exporters import (
+    Exported,
+    export_module,
+    largest_difference,
+    signature_of_module,
+    signature_of_onnx,
+)
+from alula.export.rewrites import flush_denormals, fold_computed_weights, rewritten
+
+__all__ = [
+    "Exported",
+    "export_module",
+    "flush_denormals",
+    "fold_computed_weights",
+    "largest_difference",
+    "rewritten",
+    "signature_of_module",
+    "signature_of_onnx",
+]

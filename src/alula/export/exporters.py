@@ -1,0 +1,355 @@
+"""Exporters: a module and real samples in, a graph in one format out, checked against the module."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.core import ARTIFACT_FILES, ExportFormat, Signature, TensorSpec
+from alula.errors import ModelError
+from alula.export.rewrites import rewritten
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Exported", "export_module", "largest_difference", "signature_of_module", "signature_of_onnx"]
+
+MAX_DIFFERENCE = 1e-4
+ONNX_OPSET = 18
+
+
+class Exported:
+    """What an export produced: its signature and what was rewritten on the way."""
+
+    def __init__(self, signature: Signature, notes: tuple[str, ...]) -> None:
+        self.signature = signature
+        self.notes = notes
+
+
+def export_module(
+    module: nn.Module,
+    samples: Sequence[NDArray[np.generic]],
+    *,
+    target: ExportFormat,
+    folder: Path,
+) -> Exported:
+    """Write a module as a graph with a dynamic batch axis, rewritten and checked on real samples.
+
+    Args:
+        module: in eval mode; not changed.
+        samples: one array (b, ...) per input, b >= 2, real data.
+        target: `onnx`, `exported` or `torchscript`.
+        folder: existing folder; the file is named by `ARTIFACT_FILES`.
+
+    Returns:
+        The signature, and the rewrites in words.
+
+    Raises:
+        ModelError: the module cannot be exported, or the export differs from it by more than 1e-4 of
+            the output scale.
+    """
+    import torch
+
+    plain, notes = rewritten(module, samples)
+    tensors = tuple(torch.from_numpy(np.array(sample)) for sample in samples)
+    wrapped = _FlatOutputs.wrap(plain)
+    with torch.no_grad():
+        outputs = plain(*tensors)
+        references = [tensor.numpy() for tensor in wrapped(*tensors)]
+    signature = _signature(module, samples, outputs)
+    path = folder / ARTIFACT_FILES[target]
+    if target == "onnx":
+        _export_onnx(wrapped, tensors, signature, path)
+        _check(target, references, _run_onnx(path, signature, samples))
+    elif target == "exported":
+        program = _export_program(wrapped, tensors)
+        torch.export.save(program, path)
+        reloaded = torch.export.load(path).module()
+        _check(target, references, [tensor.detach().numpy() for tensor in reloaded(*tensors)])
+    elif target == "torchscript":
+        _check(target, references, _export_torchscript(wrapped, tensors, path))
+    else:
+        raise ModelError(f"A module cannot be exported as `{target}`; use onnx, exported or torchscript.")
+    return Exported(signature, notes)
+
+
+class _FlatOutputs:
+    """Builds the wrapper that turns any nest of output tensors into a flat tuple."""
+
+    @staticmethod
+    def wrap(module: nn.Module) -> nn.Module:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        class FlatOutputs(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = module
+
+            def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                leaves = pytree.tree_leaves(self.model(*inputs))
+                return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+        return FlatOutputs().eval()
+
+
+def signature_of_module(module: nn.Module, samples: Sequence[NDArray[np.generic]]) -> Signature:
+    """Return the names, dtypes and shapes of a module's inputs and outputs, the first axis dynamic.
+
+    Args:
+        module: in eval mode.
+        samples: one array (b, ...) per input, b >= 2.
+
+    Raises:
+        ModelError: the module fails on the samples, or an output does not start with the batch axis.
+    """
+    import torch
+
+    tensors = [torch.from_numpy(np.array(sample)) for sample in samples]
+    with torch.no_grad():
+        try:
+            outputs = module(*tensors)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            shapes = ", ".join(f"{sample.dtype} {sample.shape}" for sample in samples)
+            raise ModelError(
+                f"The model fails on real samples ({shapes}): {_short(error)} Check that the input "
+                "description gives the shape that the model was trained on."
+            ) from error
+    return _signature(module, samples, outputs)
+
+
+def _signature(module: nn.Module, samples: Sequence[NDArray[np.generic]], outputs: object) -> Signature:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    names = [
+        parameter.name
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(names) < len(samples):
+        names = [f"input_{index}" for index in range(len(samples))]
+    flat = [
+        (path, leaf) for path, leaf in pytree.tree_leaves_with_path(outputs) if isinstance(leaf, torch.Tensor)
+    ]
+    batch = samples[0].shape[0]
+    inputs = tuple(
+        TensorSpec(name, str(sample.dtype), ("b", *sample.shape[1:]))
+        for name, sample in zip(names, samples, strict=False)
+    )
+    specs = []
+    for index, (path, leaf) in enumerate(flat):
+        if leaf.ndim == 0 or leaf.shape[0] != batch:
+            raise ModelError(
+                f"Output {index} of the model got shape {tuple(leaf.shape)} for a batch of {batch}; expected "
+                "the batch as its first axis. Wrap the model so that each output starts with the batch."
+            )
+        specs.append(TensorSpec(_output_name(path, index), str(leaf.numpy().dtype), ("b", *leaf.shape[1:])))
+    if not specs:
+        raise ModelError("The model returned no tensor; expected at least one output tensor.")
+    return Signature(inputs, _distinct(specs, {spec.name for spec in inputs}))
+
+
+def _output_name(path: Sequence[Any], index: int) -> str:
+    from torch.utils import _pytree as pytree
+
+    key = path[-1] if path else None
+    if isinstance(key, pytree.MappingKey) and isinstance(key.key, str):
+        return key.key
+    return "output" if not path else f"output_{index}"
+
+
+def _distinct(specs: list[TensorSpec], taken: set[str]) -> tuple[TensorSpec, ...]:
+    result = []
+    for index, spec in enumerate(specs):
+        name = spec.name if spec.name not in taken else f"{spec.name}_{index}_out"
+        taken.add(name)
+        result.append(TensorSpec(name, spec.dtype, spec.shape))
+    return tuple(result)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps exporters' advice to their own developers off the user's screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _export_program(wrapped: nn.Module, tensors: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+    import torch
+
+    batch = torch.export.Dim("b")
+    dynamic = {"inputs": tuple({0: batch} for _ in tensors)}
+    with _quiet(), torch.no_grad():
+        try:
+            return torch.export.export(wrapped, tensors, dynamic_shapes=dynamic, strict=False)
+        except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+            raise ModelError(f"torch.export cannot export this model: {_short(error)}") from error
+
+
+def _export_onnx(
+    wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], signature: Signature, path: Path
+) -> None:
+    import torch
+
+    inputs = [spec.name for spec in signature.inputs]
+    outputs = [spec.name for spec in signature.outputs]
+    try:
+        program = _export_program(wrapped, tensors)
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                tensors,
+                dynamo=True,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=ONNX_OPSET,
+                verbose=False,
+            )
+            exported.save(path)
+    except (ModelError, torch.onnx.OnnxExporterError) as first:
+        # Data-dependent Python in `forward` stops torch.export; tracing follows the sample's way through.
+        axes = {name: {0: "b"} for name in [*inputs, *outputs]}
+        try:
+            with _quiet(), torch.no_grad():
+                torch.onnx.export(
+                    wrapped,
+                    tensors,
+                    str(path),
+                    dynamo=False,
+                    input_names=inputs,
+                    output_names=outputs,
+                    opset_version=ONNX_OPSET,
+                    dynamic_axes=axes,
+                )
+        except (RuntimeError, ValueError, TypeError, torch.onnx.OnnxExporterError) as second:
+            raise ModelError(
+                f"The model cannot be exported to ONNX: {_short(first)} By tracing: {_short(second)}"
+            ) from second
+
+
+def _run_onnx(
+    path: Path, signature: Signature, samples: Sequence[NDArray[np.generic]]
+) -> Sequence[NDArray[np.generic]]:
+    """Return outputs of an ONNX file by ONNX Runtime, or by ONNX's own slow reference without it."""
+    feeds = {spec.name: np.asarray(x) for spec, x in zip(signature.inputs, samples, strict=True)}
+    names = [spec.name for spec in signature.outputs]
+    try:
+        import onnxruntime
+    except ImportError:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        reference: Sequence[NDArray[np.generic]] = ReferenceEvaluator(onnx.load(path)).run(names, feeds)
+        return reference
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    outputs: Sequence[NDArray[np.generic]] = session.run(names, feeds)
+    return outputs
+
+
+def _export_torchscript(
+    wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], path: Path
+) -> list[NDArray[np.generic]]:
+    import torch
+
+    with _quiet(), torch.no_grad():
+        try:
+            traced = torch.jit.trace(wrapped, tensors, check_trace=False)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"TorchScript cannot trace this model: {_short(error)}") from error
+        traced = torch.jit.freeze(traced.eval())
+        traced.save(str(path))
+        outputs = torch.jit.load(str(path))(*tensors)
+    return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def largest_difference(expected: Sequence[NDArray[np.generic]], got: Sequence[NDArray[np.generic]]) -> float:
+    """Return the largest absolute difference, as a share of each expected output's largest magnitude.
+
+    NaN anywhere gives NaN.
+
+    >>> largest_difference([np.array([0.0, 10.0])], [np.array([0.0, 10.01])])  # doctest: +ELLIPSIS
+    0.00099...
+    """
+    worst = 0.0
+    for want, have in zip(expected, got, strict=True):
+        if want.shape != have.shape:
+            return float("inf")
+        scale = float(np.abs(want).max(initial=0.0)) or 1.0
+        difference = np.abs(np.asarray(want, np.float64) - np.asarray(have, np.float64))
+        worst = float(np.maximum(worst, difference.max(initial=0.0) / scale))
+    return worst
+
+
+def _check(target: str, expected: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) -> None:
+    difference = largest_difference(expected, got)
+    if not difference <= MAX_DIFFERENCE:
+        raise ModelError(
+            f"The {target} export differs from the module by {difference:.2g} of the output scale on real "
+            f"samples; expected at most {MAX_DIFFERENCE:g}. The exporter got this model wrong."
+        )
+
+
+def _short(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def signature_of_onnx(path: Path) -> Signature:
+    """Return the inputs and outputs of an ONNX file; named sizes stay names, and the first is `b`.
+
+    Raises:
+        ModelError: the file cannot be read, or an input has no tensor type.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (OSError, ValueError, RuntimeError, *_protobuf_errors()) as error:
+        raise ModelError(f"{path} is no readable ONNX file: {_short(error)}") from error
+    initializers = {tensor.name for tensor in graph.initializer}
+    return Signature(
+        tuple(_onnx_spec(value) for value in graph.input if value.name not in initializers),
+        tuple(_onnx_spec(value) for value in graph.output),
+    )
+
+
+def _protobuf_errors() -> tuple[type[Exception], ...]:
+    from google.protobuf.message import DecodeError
+
+    return (DecodeError,)
+
+
+def _onnx_spec(value: Any) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    sizes: list[int | str] = []
+    for index, axis in enumerate(tensor.shape.dim):
+        if axis.HasField("dim_value") and axis.dim_value > 0:
+            sizes.append(int(axis.dim_value))
+        else:
+            sizes.append("b" if index == 0 else axis.dim_param or f"axis_{index}")
+    return TensorSpec(value.name, str(dtype), tuple(sizes))

@@ -1,0 +1,32 @@
+"""What this machine is and what this process may use of it: CPU, ISA, cores, quota, memory, disturbance.
+
+Everything is read from the kernel's own files below a `root`, so whole machines can be simulated by a folder.
+Nothing here raises because of what such a file says: what cannot be read counts as not there.
+"""
+
+from alula.hardware.cpu import Cpu, Int8Class, bf16_is_native, int8_class, read_cpu
+from alula.hardware.disturbance import Disturbance, describe_disturbance, take_snapshot
+from alula.hardware.findings import doctor_findings
+from alula.hardware.fingerprints import Fingerprint, differences, fingerprint, int8_is_safe_here
+from alula.hardware.limits import CpuLimits, Memory, read_limits, read_memory, thread_budget
+
+__all__ = [
+    "Cpu",
+    "CpuLimits",
+    "Disturbance",
+    "Fingerprint",
+    "Int8Class",
+    "Memory",
+    "bf16_is_native",
+    "describe_disturbance",
+    "differences",
+    "doctor_findings",
+    "fingerprint",
+    "int8_class",
+    "int8_is_safe_here",
+    "read_cpu",
+    "read_limits",
+    "read_memory",
+    "take_snapshot",
+    "thread_budget",
+]

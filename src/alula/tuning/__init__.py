@@ -1,0 +1,20 @@
+"""The search for the fastest accurate candidate, each trial in its own process."""
+
+from alula.tuning.candidates import BATCH_SIZES, offered_recipes, settings_grid
+from alula.tuning.journal import Journal, read_journal
+from alula.tuning.process import Child, ChildError
+from alula.tuning.search import Finalist, SearchPlan, SearchResult, search
+
+__all__ = [
+    "BATCH_SIZES",
+    "Child",
+    "ChildError",
+    "Finalist",
+    "Journal",
+    "SearchPlan",
+    "SearchResult",
+    "offered_recipes",
+    "read_journal",
+    "search",
+    "settings_grid",
+]

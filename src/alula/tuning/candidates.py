@@ -1,0 +1,74 @@
+"""What there is to try: recipes in the order of promise, and the settings of each."""
+
+from __future__ import annotations
+
+from alula.core import Precision, Recipe, Settings, Signature
+from alula.engines import engine_named, engine_names
+from alula.errors import UsageError, closest
+from alula.quantization import quantizer_names
+
+__all__ = ["BATCH_SIZES", "offered_recipes", "settings_grid"]
+
+BATCH_SIZES = (1, 8, 32)
+
+# Cheap to build and often fast first, so that a short budget ends with a good answer.
+_ORDER = (
+    "openvino/fp32",
+    "onnxruntime/fp32",
+    "openvino/int8-nncf",
+    "openvino/int8-dense",
+    "onnxruntime/int8-static",
+    "torchscript/fp32",
+    "torch/fp32",
+    "inductor/fp32",
+)
+
+
+def offered_recipes(
+    *, engines: tuple[str, ...] | None = None, precisions: tuple[Precision, ...] | None = None
+) -> tuple[Recipe, ...]:
+    """Return the recipes to try, most promising first, whether their engines are installed or not.
+
+    Args:
+        engines: only these; None means all that are offered.
+        precisions: only these; None means all.
+
+    Raises:
+        UsageError: an engine of that name is not known.
+    """
+    known = engine_names()
+    for name in engines or ():
+        if name not in known:
+            raise UsageError(
+                f"There is no engine `{name}`; known are {', '.join(known)}.{closest(name, known)}"
+            )
+    chosen = engines or tuple(name for name in known if engine_named(name).offered)
+    recipes = [Recipe(name, "fp32") for name in chosen]
+    for quantized in quantizer_names():
+        engine, _, suffix = quantized.partition("/int8-")
+        if engine in chosen:
+            recipes.append(Recipe(engine, "int8", suffix))
+    if precisions is not None:
+        recipes = [recipe for recipe in recipes if recipe.precision in precisions]
+    order = {name: index for index, name in enumerate(_ORDER)}
+    return tuple(sorted(recipes, key=lambda recipe: order.get(recipe.name, len(order))))
+
+
+def settings_grid(threads: int, signature: Signature) -> tuple[Settings, ...]:
+    """Return the settings to measure: one wide instance and many narrow ones, at each batch size.
+
+    A model whose batch axis is fixed is measured at that batch only.
+
+    >>> from alula.core import TensorSpec
+    >>> spec = TensorSpec("x", "float32", ("b", 3, 32, 32))
+    >>> [str(s) for s in settings_grid(2, Signature((spec,), ()))][:2]
+    ['1x2 threads, batch 8', '2x1 threads, batch 8']
+    """
+    fixed = signature.inputs[0].shape[0]
+    batches = (fixed,) if isinstance(fixed, int) else tuple(sorted(BATCH_SIZES, key=lambda b: (b != 8, b)))
+    layouts = [(threads, 1)] if threads == 1 else [(threads, 1), (1, threads)]
+    return tuple(
+        Settings(threads=per_instance, instances=instances, batch_size=batch)
+        for batch in batches
+        for per_instance, instances in layouts
+    )

@@ -1,0 +1,142 @@
+"""What the search and its child processes say to each other: one JSON line a message."""
+
+from __future__ import annotations
+
+import msgspec
+
+from alula.core import ExportFormat, Recipe, Settings, Signature
+from alula.sources import Source
+
+__all__ = [
+    "BuildRequest",
+    "Built",
+    "DescribeRequest",
+    "Described",
+    "ExportRequest",
+    "LoadModelRequest",
+    "LoadRequest",
+    "Loaded",
+    "Measured",
+    "MeasureRequest",
+    "PredictRequest",
+    "Predicted",
+    "Problem",
+    "Reply",
+    "Request",
+]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Base of all messages; the tag is the class name."""
+
+
+class DescribeRequest(_Message):
+    """Load the model and answer with its signature on samples (`.npy` files, one per input)."""
+
+    source: Source
+    samples: tuple[str, ...]
+
+
+class ExportRequest(_Message):
+    """Export the model into a folder."""
+
+    source: Source
+    samples: tuple[str, ...]
+    target: ExportFormat
+    folder: str
+
+
+class BuildRequest(_Message):
+    """Make the artifact of a recipe from an export, with calibration data for INT8."""
+
+    recipe: Recipe
+    export: str
+    artifact: str
+    calibration: tuple[str, ...]
+    signature: Signature
+    saturating: bool
+
+
+class LoadRequest(_Message):
+    """Load an artifact; it replaces what was loaded before."""
+
+    recipe: Recipe
+    artifact: str
+    signature: Signature
+    settings: Settings
+
+
+class LoadModelRequest(_Message):
+    """Load the user's own module as the baseline runs it: eager, inference mode."""
+
+    source: Source
+    signature: Signature
+    settings: Settings
+
+
+class PredictRequest(_Message):
+    """Run what is loaded over `.npy` inputs; write one `.npy` per wanted output."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    limit: int | None = None
+
+
+class MeasureRequest(_Message):
+    """Time what is loaded on real inputs, warmed up first if it is new."""
+
+    inputs: tuple[str, ...]
+    seconds: float
+
+
+class Described(_Message):
+    """The model's signature and name."""
+
+    signature: Signature
+    notes: tuple[str, ...] = ()
+
+
+class Built(_Message):
+    """A file was made, in so many seconds."""
+
+    seconds: float
+
+
+class Loaded(_Message):
+    """Ready to run, after so many seconds."""
+
+    seconds: float
+
+
+class Predicted(_Message):
+    """All inputs went through; `samples_per_s` includes nothing but the runs."""
+
+    n: int
+    samples_per_s: float
+
+
+class Measured(_Message):
+    """One round."""
+
+    samples: int
+    wall_s: float
+    calls_s: tuple[float, ...]
+    cpu_s: float
+
+
+class Problem(_Message):
+    """The request failed; the child stays usable."""
+
+    error: str
+
+
+Request = (
+    DescribeRequest
+    | ExportRequest
+    | BuildRequest
+    | LoadRequest
+    | LoadModelRequest
+    | PredictRequest
+    | MeasureRequest
+)
+Reply = Described | Built | Loaded | Predicted | Measured | Problem

@@ -1,0 +1,195 @@
+"""The search's side of a child process: requests with time and memory limits, and an end in all cases."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from alula.errors import EngineError
+from alula.tuning.messages import Problem, Reply, Request
+
+__all__ = ["Child", "ChildError"]
+
+POLL_S = 0.1
+KILL_WAIT_S = 10.0
+
+Answer = TypeVar("Answer", bound=Reply)
+
+
+class ChildError(EngineError):
+    """A child process gave no answer: it crashed, hung, used too much memory, or reported a problem.
+
+    Args:
+        message: one readable line.
+        died: whether the process ended by itself or by somebody else's signal, so that a second try
+            may go better.
+    """
+
+    def __init__(self, message: str, *, died: bool = False) -> None:
+        super().__init__(message)
+        self.died = died
+
+
+class Child:
+    """One worker process. Not thread-safe. Use it in a `with` block: leaving it ends the process.
+
+    Args:
+        folder: where its requests (`NAME.jsonl`) and what its libraries print (`NAME.log`) are kept.
+        name: what it is for.
+        threads: thread budget, given to the runtimes that read it from the environment.
+        memory_limit_bytes: resident memory of the process and its children, above which it is killed.
+    """
+
+    def __init__(self, folder: Path, name: str, *, threads: int, memory_limit_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._requests = (folder / f"{name}.jsonl").open("ab")
+        self._log = (folder / f"{name}.log").open("ab")
+        self._memory_limit_bytes = memory_limit_bytes
+        self._decoder = msgspec.json.Decoder(Reply)
+        self._encoder = msgspec.json.Encoder()
+        self._buffer = b""
+        self.request_file = folder / f"{name}.jsonl"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "alula.tuning.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+            env=_environment(os.environ, threads),
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is its process group's too."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    @property
+    def reproduce(self) -> str:
+        """The command that repeats everything that this child was asked."""
+        return f"{Path(sys.executable).name} -m alula.tuning.worker < {self.request_file}"
+
+    def ask(self, request: Request, expected: type[Answer], *, timeout_s: float) -> Answer:
+        """Return the child's answer.
+
+        Raises:
+            ChildError: it crashed, timed out, used too much memory, or reported a problem.
+        """
+        line = self._encoder.encode(request) + b"\n"
+        self._requests.write(line)
+        self._requests.flush()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+        reply = self._decoder.decode(self._read_line(timeout_s))
+        if isinstance(reply, Problem):
+            raise ChildError(reply.error)
+        if not isinstance(reply, expected):
+            raise ChildError(f"The child process answered {reply}; expected {expected.__name__}.")
+        return reply
+
+    def _read_line(self, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        descriptor = self._process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if selector.select(POLL_S):
+                    data = os.read(descriptor, 1 << 16)
+                    if not data:
+                        raise self._death()
+                    self._buffer += data
+                    continue
+                used = _resident_bytes(self.pid)
+                if used > self._memory_limit_bytes:
+                    self.close()
+                    raise ChildError(
+                        f"Stopped: it used {used / 2**30:.1f} GiB of memory; allowed were "
+                        f"{self._memory_limit_bytes / 2**30:.1f} GiB."
+                    )
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _death(self) -> ChildError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_WAIT_S)
+        code = self._process.poll()
+        self.close()
+        if code is not None and code < 0:
+            how = f"by signal {signal.Signals(-code).name}"
+            hint = " (often the system's way to free memory)" if -code == signal.SIGKILL else ""
+            return ChildError(f"The process was ended {how}{hint}.", died=True)
+        last = _last_line(Path(self._log.name))
+        return ChildError(f"The process ended with exit code {code}{last}.", died=True)
+
+    def close(self) -> None:
+        """End the process and all that it started. Calling it twice is allowed."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._requests.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _environment(base: Mapping[str, str], threads: int) -> dict[str, str]:
+    return {
+        **base,
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "NNCF_TELEMETRY": "0",
+    }
+
+
+def _resident_bytes(leader: int) -> int:
+    """Return the resident memory of all processes of a process group; 0 where /proc is absent."""
+    total = 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    for entry in Path("/proc").glob("[0-9]*"):
+        # A process may end between the listing and the reading.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == leader:
+                total += int(fields[21]) * page
+    return total
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f": {lines[-1].strip()[:200]}" if lines else ""

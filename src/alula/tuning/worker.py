@@ -1,0 +1,263 @@
+"""A trial's child process: carries out requests one by one, until its input ends.
+
+Run as `python -m alula.tuning.worker < requests.jsonl`; the search does so, and so can a user who
+wants to see a failure again. Replies go to the original standard output; everything that libraries
+print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.core import Settings, Signature
+from alula.engines import Arrays, Session, engine_named
+from alula.errors import AlulaError, DataError, EngineError, ModelError
+from alula.export import export_module, signature_of_module, signature_of_onnx
+from alula.measure import Concurrency
+from alula.quantization import quantizer_for
+from alula.sources import LoadedModel, Source, load_model
+from alula.tuning.messages import (
+    BuildRequest,
+    Built,
+    Described,
+    DescribeRequest,
+    ExportRequest,
+    Loaded,
+    LoadModelRequest,
+    LoadRequest,
+    Measured,
+    MeasureRequest,
+    Predicted,
+    PredictRequest,
+    Problem,
+    Reply,
+    Request,
+)
+
+__all__ = ["Worker", "main"]
+
+CALIBRATION_BATCH = 8
+INPUT_CACHE_BYTES = 64 * 2**20  # distinct batches kept for timing: more than any cache, less than a model
+
+
+class Worker:
+    """Carries out requests. Not thread-safe: one request at a time."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._settings = Settings()
+        self._concurrency: Concurrency | None = None
+        self._stack = contextlib.ExitStack()
+        self._warm = False
+        self._batches: tuple[tuple[str, ...], int, list[Arrays]] | None = None
+
+    def answer(self, request: Request) -> Reply:
+        """Return the reply to one request; what fails on purpose becomes a `Problem`."""
+        try:
+            return self._carry_out(request)
+        except AlulaError as error:
+            return Problem(error=str(error))
+        except MemoryError:
+            return Problem(error="The process ran out of memory.")
+
+    def _carry_out(self, request: Request) -> Reply:
+        match request:
+            case DescribeRequest():
+                return self._describe(request)
+            case ExportRequest():
+                return self._export(request)
+            case BuildRequest():
+                return self._build(request)
+            case LoadRequest():
+                return self._load(
+                    lambda: engine_named(request.recipe.engine).load(
+                        Path(request.artifact), signature=request.signature, settings=request.settings
+                    ),
+                    request.settings,
+                )
+            case LoadModelRequest():
+                return self._load(
+                    lambda: model_session(request.source, request.signature, request.settings),
+                    request.settings,
+                )
+            case PredictRequest():
+                return self._predict(request)
+            case MeasureRequest():
+                return self._measure(request)
+
+    def _describe(self, request: DescribeRequest) -> Described:
+        model = load_model(request.source)
+        if model.onnx_path is not None:
+            return Described(signature=signature_of_onnx(model.onnx_path))
+        return Described(signature=signature_of_module(_module(model), _heads(request.samples)))
+
+    def _export(self, request: ExportRequest) -> Described:
+        model = load_model(request.source)
+        exported = export_module(
+            _module(model), _heads(request.samples), target=request.target, folder=Path(request.folder)
+        )
+        return Described(signature=exported.signature, notes=exported.notes)
+
+    def _build(self, request: BuildRequest) -> Built:
+        started = time.perf_counter()
+        export, artifact = Path(request.export), Path(request.artifact)
+        if request.recipe.precision == "int8":
+            quantizer_for(request.recipe.name).quantize(
+                export,
+                artifact,
+                batches=lambda: _batches(_mapped(request.calibration), CALIBRATION_BATCH),
+                signature=request.signature,
+                saturating=request.saturating,
+            )
+        else:
+            engine_named(request.recipe.engine).build(export, artifact)
+        return Built(seconds=time.perf_counter() - started)
+
+    def _load(self, load: Any, settings: Settings) -> Loaded:
+        self.close()
+        started = time.perf_counter()
+        self._session = load()
+        self._settings = settings
+        self._stack.callback(self._session.close)
+        self._concurrency = self._stack.enter_context(Concurrency(settings.instances))
+        self._warm = False
+        return Loaded(seconds=time.perf_counter() - started)
+
+    def _loaded(self) -> tuple[Session, Concurrency]:
+        if self._session is None or self._concurrency is None:
+            raise EngineError("Nothing is loaded; a load request must come first.")
+        return self._session, self._concurrency
+
+    def _predict(self, request: PredictRequest) -> Predicted:
+        session, _ = self._loaded()
+        inputs = _mapped(request.inputs)
+        n = min(len(inputs[0]), request.limit or len(inputs[0]))
+        collected: list[list[NDArray[Any]]] = [[] for _ in request.outputs]
+        started = time.perf_counter()
+        for batch in _batches([array[:n] for array in inputs], self._settings.batch_size):
+            for kept, output in zip(collected, session.run(batch), strict=False):
+                kept.append(output)
+        elapsed = time.perf_counter() - started
+        for path, parts in zip(request.outputs, collected, strict=True):
+            np.save(path, np.concatenate(parts))
+        return Predicted(n=n, samples_per_s=n / elapsed)
+
+    def _measure(self, request: MeasureRequest) -> Measured:
+        session, concurrency = self._loaded()
+        batches = self._timing_batches(request.inputs)
+        position = list(range(self._settings.instances))
+
+        def run(instance: int) -> int:
+            batch = batches[position[instance] % len(batches)]
+            position[instance] += self._settings.instances
+            session.run(batch)
+            return int(batch[0].shape[0])
+
+        if not self._warm:
+            concurrency.warm_up(run, max_s=max(2.0, 2 * request.seconds))
+            self._warm = True
+        cpu = time.process_time()
+        measured = concurrency.round(run, seconds=request.seconds)
+        return Measured(
+            samples=measured.samples,
+            wall_s=measured.wall_s,
+            calls_s=measured.calls,
+            cpu_s=time.process_time() - cpu,
+        )
+
+    def _timing_batches(self, inputs: tuple[str, ...]) -> list[Arrays]:
+        """Return distinct full batches in memory: a shared buffer would flatter the caches."""
+        size = self._settings.batch_size
+        if self._batches is None or self._batches[:2] != (inputs, size):
+            arrays = _mapped(inputs)
+            bytes_per_batch = sum(array[:1].nbytes for array in arrays) * size
+            count = max(self._settings.instances, min(32, INPUT_CACHE_BYTES // bytes_per_batch))
+            n = len(arrays[0])
+            picks = [np.arange(i * size, (i + 1) * size) % n for i in range(count)]
+            self._batches = (
+                inputs,
+                size,
+                [tuple(np.ascontiguousarray(array[pick]) for array in arrays) for pick in picks],
+            )
+        return self._batches[2]
+
+    def close(self) -> None:
+        """Free the loaded session."""
+        self._stack.close()
+        self._session = self._concurrency = None
+
+
+def model_session(source: Source, signature: Signature, settings: Settings) -> Session:
+    """Return a session on the user's own module in eager PyTorch.
+
+    Raises:
+        ModelError: the source cannot be loaded or is no module.
+    """
+    from alula.engines.torch_eager import TorchSession
+
+    module = _module(load_model(source))
+    return TorchSession("torch", module, signature=signature, settings=settings)
+
+
+def _module(model: LoadedModel) -> Any:
+    if model.module is None:
+        raise ModelError(f"`{model.name}` is an ONNX file; expected a PyTorch module for this step.")
+    return model.module
+
+
+def _mapped(paths: Sequence[str]) -> list[NDArray[Any]]:
+    try:
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+    except (OSError, ValueError) as error:
+        raise DataError(paths[0], f"The prepared samples cannot be read: {error}") from error
+
+
+def _heads(paths: Sequence[str]) -> list[NDArray[Any]]:
+    # Two samples: enough for a batch axis that is not mistaken for a constant of one.
+    return [np.array(array[:2]) for array in _mapped(paths)]
+
+
+def _batches(arrays: Sequence[NDArray[Any]], size: int) -> Iterator[Arrays]:
+    for start in range(0, len(arrays[0]), size):
+        yield tuple(np.ascontiguousarray(array[start : start + size]) for array in arrays)
+
+
+def main() -> None:
+    """Answer requests from standard input until it ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    from_search = stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
+
+    def watch() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        lines.put(b"")
+        if from_search:
+            # The search is gone. A request may hang or run for minutes, and nobody will read its reply.
+            os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    worker = Worker()
+    decoder, encoder = msgspec.json.Decoder(Request), msgspec.json.Encoder()
+    while line := lines.get():
+        replies.write(encoder.encode(worker.answer(decoder.decode(line))) + b"\n")
+        replies.flush()
+    worker.close()
+
+
+if __name__ == "__main__":
+    main()

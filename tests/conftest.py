@@ -1,0 +1,38 @@
+"""What every test may use: the support folder importable here and in child processes, `rng`, `data_root`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+SUPPORT = str(TESTS / "support")
+
+sys.path.insert(0, SUPPORT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SUPPORT, os.environ.get("PYTHONPATH")]))
+
+# Children run it as their `sitecustomize`; this process has had its own already.
+_spec = importlib.util.spec_from_file_location("torchvision_hook", TESTS / "support" / "sitecustomize.py")
+assert _spec is not None and _spec.loader is not None
+_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data and weights; tests that ask for it are skipped where there is none."""
+    given = os.environ.get("ALULA_TEST_DATA")
+    root = Path(given) if given else TESTS.parent.parent / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(f"REAL DATA ABSENT: {root} is no folder; set ALULA_TEST_DATA to the folder of real data")
+    return root
