@@ -10,6 +10,9 @@ AUC over soundscape windows, both on material that was not trained on.
 Training material has seeds from 1,000,000,000 on. `write_clips` and `write_soundscapes` use seed times
 100,000 plus a number, so every set of theirs with a seed below 10,000 is new to the network. The same
 options give the same material everywhere and the same weights on the same machine and torch.
+
+The weights in the package were made with the defaults and `--bfloat16 --threads 1`. Held out: top-1
+0.943 on 720 clips, macro AUC 0.983 over 360 soundscape windows.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
+from alula.accuracy import MacroAuc, Top1
 from alula.demo.model import demo_input, songnet
 from alula.demo.songs import (
     CLIP_S,
@@ -131,26 +135,14 @@ def train(
     return network.to(memory_format=torch.contiguous_format).eval()
 
 
-@torch.inference_mode()
 def logits_of(network: nn.Module, features: Features) -> NDArray[np.float32]:
     """The network's logits, float32 (n, 12)."""
-    parts = [
-        network(torch.from_numpy(features[start : start + BATCH_SIZE].astype(np.float32))).numpy()
-        for start in range(0, len(features), BATCH_SIZE)
-    ]
+    with torch.inference_mode():
+        parts = [
+            network(torch.from_numpy(features[start : start + BATCH_SIZE].astype(np.float32))).numpy()
+            for start in range(0, len(features), BATCH_SIZE)
+        ]
     return np.concatenate(parts)
-
-
-def macro_auc(targets: Targets, scores: NDArray[np.float32]) -> float:
-    """Mean over species of the share of (singing, silent) pairs of windows in the right order."""
-    areas = []
-    for column in range(targets.shape[1]):
-        positive = scores[targets[:, column] == 1, column]
-        negative = scores[targets[:, column] == 0, column]
-        if len(positive) and len(negative):
-            right = positive[:, None] > negative
-            areas.append(right.mean() + 0.5 * (positive[:, None] == negative).mean())
-    return float(np.mean(areas))
 
 
 def main() -> None:
@@ -178,8 +170,8 @@ def main() -> None:
     network = train(features, targets, epochs=options.epochs, seed=options.seed, bfloat16=options.bfloat16)
 
     logits = logits_of(network, held_out)
-    top1 = np.mean(logits[:n_clips].argmax(1) == held_out_targets[:n_clips].argmax(1))
-    auc = macro_auc(held_out_targets[n_clips:], logits[n_clips:])
+    top1 = Top1().value(held_out_targets[:n_clips].argmax(axis=1), logits[:n_clips])
+    auc = MacroAuc().value(held_out_targets[n_clips:], logits[n_clips:])
     save_file(network.state_dict(), options.output, metadata={"labels": ",".join(LABELS)})
     print(
         f"held out: top-1 {top1:.4f} on {n_clips} clips, "

@@ -96,7 +96,6 @@ class AudioBlocks:
         first: int,
         last: int | None,
         block_frames: int,
-        exact: bool,
     ) -> None:
         self.path = path
         self.rate_hz = rate_hz
@@ -105,9 +104,8 @@ class AudioBlocks:
         self._last = last
         self._frames = frames
         self._block_frames = block_frames
-        self._exact = exact
-        ends = [each for each in (last, frames) if each is not None]
-        self.duration_s = (min(ends) - first) / rate_hz if frames is not None else None
+        end = last if last is not None else frames
+        self.duration_s = None if frames is None or end is None else (end - first) / rate_hz
         self._running: Generator[npt.NDArray[np.float32], None, None] | None = None
 
     def __enter__(self) -> AudioBlocks:
@@ -146,9 +144,10 @@ class AudioBlocks:
             if sound.samplerate != self.rate_hz or sound.channels != self.channels:
                 raise DataError(self.path, "the file was changed while it was read.")
             at = self._first
+            if at >= sound.frames:
+                raise _starts_behind_end(self.path, at, sound)
             try:
-                # Without need there is no seek: in MP3 it decodes all that lies before.
-                if at:
+                if at:  # never without need: a seek in MP3 decodes all that lies before
                     sound.seek(at)
                 while self._last is None or at < self._last:
                     wanted = self._block_frames if self._last is None else self._last - at
@@ -160,38 +159,44 @@ class AudioBlocks:
                     yield block
             except _soundfile().SoundFileError as error:
                 raise DataError(
-                    self.path, f"damaged: decoding stopped after {at / self.rate_hz:.2f} s. Replace the file."
+                    self.path,
+                    f"damaged or truncated: decoding stopped after {at / self.rate_hz:.2f} s. "
+                    "Replace the file.",
                 ) from error
             self._check_end(file, sound, at)
 
     def _check_values(self, block: npt.NDArray[np.float32], at: int) -> None:
-        # The maximum and minimum of NumPy pass NaN on, so one comparison finds all three.
+        # NumPy's maximum is NaN where any value is, so one comparison finds NaN, infinity and nonsense.
         peak = max(float(block.max()), -float(block.min()))
-        if not peak <= _MAX_AMPLITUDE or np.isnan(block.min()):
-            what = "NaN or infinite samples" if not np.isfinite(block).all() else f"samples of {peak:.1e}"
+        if not peak <= _MAX_AMPLITUDE:
+            what = f"samples of {peak:.1e}" if np.isfinite(block).all() else "NaN or infinite samples"
             raise DataError(
                 self.path,
-                f"holds {what} in the block at {at / self.rate_hz:.2f} s; expected finite values, about -1 to 1.",
+                f"holds {what} in the block at {at / self.rate_hz:.2f} s; "
+                "expected finite values, about -1 to 1.",
             )
 
     def _check_end(self, file: BinaryIO, sound: Any, at: int) -> None:
         """Raise if reading ended before the samples did."""
         if at == self._first:
             raise DataError(self.path, "holds a header, but no samples.")
-        expected = self._frames if self._last is None else self._last
-        if self._exact and expected is not None and expected - at > _CODEC_PADDING_FRAMES:
-            raise DataError(
-                self.path,
-                f"truncated: {expected / self.rate_hz:.2f} s announced, {at / self.rate_hz:.2f} s there.",
-            )
-        if sound.format == "MP3" and not self._exact and self._last is None:
-            # libsndfile guesses the length of such a file from the first frame's bit rate, and stops there.
+        if self._last is not None and at >= self._last:
+            return
+        if self._frames is not None:
+            expected = self._frames if self._last is None else self._last
+            if expected - at > _CODEC_PADDING_FRAMES:
+                raise DataError(
+                    self.path,
+                    f"truncated: {expected / self.rate_hz:.2f} s announced, {at / self.rate_hz:.2f} s there.",
+                )
+        elif sound.format == "MP3":
+            # libsndfile guesses the length from the bit rate of the first frame, and stops there.
             left = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
             if left > _MP3_TAIL_BYTES:
                 raise DataError(
                     self.path,
-                    "an MP3 of variable bit rate without a Xing header: the decoder takes it for shorter than it "
-                    f"is and stopped at {at / self.rate_hz:.2f} s. Convert it, for example to FLAC.",
+                    "an MP3 of variable bit rate without a Xing header: the decoder takes it for shorter "
+                    f"than it is and stopped at {at / self.rate_hz:.2f} s. Convert it, for example to FLAC.",
                 )
 
 
@@ -228,19 +233,17 @@ def open_audio(
             raise DataError(
                 path,
                 f"its sample rate is {rate_hz} Hz; expected {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz. "
-                "The header is damaged or it is no sound.",
+                "The header is damaged, or it is no sound.",
             )
-        frames = None if sound.frames in (-1, _UNKNOWN_FRAMES) else int(sound.frames)
-        if frames == 0:
+        if sound.frames == 0:
             raise DataError(path, "holds a header, but no samples.")
         _refuse_truncated(path, file, sound)
-        exact = sound.format != "MP3" or _has_mp3_length(file)
+        guessed = sound.format == "MP3" and not _has_mp3_length(file)
+        frames = None if guessed or sound.frames in (-1, _UNKNOWN_FRAMES) else int(sound.frames)
         first = round(start_s * rate_hz)
         last = None if end_s is None else round(end_s * rate_hz)
-        if frames is not None and first >= frames and (first or exact):
-            raise DataError(
-                path, f"`start_s` is {start_s:g}, but the recording ends at {frames / rate_hz:.2f} s."
-            )
+        if frames is not None and first >= frames:
+            raise _starts_behind_end(path, first, sound)
         if last is not None and frames is not None and last >= frames:
             last = None
         return AudioBlocks(
@@ -251,7 +254,6 @@ def open_audio(
             first=first,
             last=last,
             block_frames=max(1, min(round(block_s * rate_hz), _MAX_BLOCK_VALUES // channels)),
-            exact=exact,
         )
 
 
@@ -285,6 +287,14 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
             raise DataError(path, f"is not audio that libsndfile can read ({reason}).") from error
         with sound:
             yield file, sound
+
+
+def _starts_behind_end(path: Path, first: int, sound: Any) -> DataError:
+    rate_hz = sound.samplerate
+    return DataError(
+        path,
+        f"`start_s` is {first / rate_hz:.2f}, but the recording ends at {sound.frames / rate_hz:.2f} s.",
+    )
 
 
 def _refuse_truncated(path: Path, file: BinaryIO, sound: Any) -> None:

@@ -197,10 +197,15 @@ def _expand(pattern: str | Path, kind: Kind) -> list[Path]:
             files.append(match)
         elif not deep:  # `**` matches what is in the folders already
             files.extend(list_files(match))
-    kept = [file for file in files if kind_of(file) == kind and not is_hidden(file.name)]
+    fixed = _fixed_part(path)
+    kept = [
+        file
+        for file in files
+        if kind_of(file) == kind and not any(map(is_hidden, file.parts[len(fixed.parts) :]))
+    ]
     if not kept:
         was = f"The pattern matches nothing to read: {describe_files(files)}."
-        raise DataError(pattern, f"{was} {expected} {_beside(_fixed_part(path))}".strip())
+        raise DataError(pattern, f"{was} {expected} {_beside(fixed)}".strip())
     return kept
 
 

@@ -59,10 +59,13 @@ def open_npz(path: Path, *, labels: Sequence[str] | None = None) -> Samples:
         DataError: the file is damaged, holds pickled objects, or has no `x`, or lengths differ.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that turns out to be damaged.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(path, "The file is a single array, not .npz. Save it with numpy.savez.")
-            stored = {name: archive[name] for name in archive.files}
+            with archive:
+                stored = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise DataError(path, f"The file cannot be read: {error.strerror or error}.") from error
     except (

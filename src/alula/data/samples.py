@@ -51,6 +51,7 @@ class Samples:
             `multi-label`: which classes are present, float32 of shape (n, c), 0 or 1;
             `regression`: the values to predict, float32 of shape (n, ...).
         labels: names of the classes, in the order of `targets`; None if they have no names.
+        load: for kind `array`, what reads the arrays of the n-th sample; call `array()` instead.
     """
 
     kind: Kind

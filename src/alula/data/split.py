@@ -103,14 +103,14 @@ def split(
         )
     groups = _shuffled(_grouped(list(members.values()), labels), random)
     chosen = _choose(groups, target, keep_last=True)
-    calibrating = [index for group in chosen for index in group.members]
+    calibrating = _permuted([index for group in chosen for index in group.members], random)
     taken = set(calibrating)
     validating = [index for index in range(n) if index not in taken]
     if max_validation is not None and len(validating) > max_validation:
         alone = _shuffled(_grouped([[index] for index in validating], labels), random)
         validating = [group.members[0] for group in _choose(alone, max_validation, keep_last=False)]
     return Split(
-        calibration=_permuted(calibrating, random),
+        calibration=calibrating,
         validation=_permuted(validating, random),
         seed=seed,
         stratified=samples.task in ("single-label", "multi-label"),

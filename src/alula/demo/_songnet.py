@@ -8,7 +8,7 @@ from torch import nn
 __all__ = ["SongNet"]
 
 
-class _Block(nn.Module):
+class _Block(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """Two 3x3 convolutions around a shortcut; the shortcut is a 1x1 convolution where the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, *, stride: int) -> None:
@@ -32,7 +32,7 @@ class _Block(nn.Module):
         return self.relu(y)
 
 
-class SongNet(nn.Module):
+class SongNet(nn.Module):  # type: ignore[misc]  # as above
     """Log-mel spectrograms (b, 1, n_mels, t) to logits (b, n_classes).
 
     Args:

@@ -352,7 +352,8 @@ def _song(species: int, rng: np.random.Generator) -> NDArray[np.float64]:
     length = max(-(-len(song) // _MS) * _MS, int(_SHORTEST_SONG_S * SAMPLE_RATE_HZ))
     song = np.pad(song, (0, length - len(song)))
     sounding = np.abs(song) > 1e-3
-    return song / np.sqrt(np.mean(song[sounding] ** 2))
+    song /= np.sqrt(np.mean(song[sounding] ** 2))
+    return song
 
 
 def synthesize_song(species: int, seed: int) -> Wave:
@@ -372,7 +373,8 @@ def synthesize_song(species: int, seed: int) -> Wave:
     _check_species(species)
     _check_seed(seed)
     song = _song(species, _generator(_SONG_STREAM, species, seed))
-    return (0.9 * song / np.abs(song).max()).astype(np.float32)
+    song *= 0.9 / np.abs(song).max()
+    return song.astype(np.float32)
 
 
 def _at_distance(song: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -479,8 +481,8 @@ class _BandPower:
 
 def _recording(sound: NDArray[np.float64], rng: np.random.Generator) -> Wave:
     """The sound at the level of some recorder, float32 (t,), between -1 and 1."""
-    level = 10 ** (rng.uniform(-38, -22) / 20) / np.sqrt(np.mean(sound**2))
-    return np.clip(sound * level, -1, 1).astype(np.float32)
+    loudness: float = 10 ** (rng.uniform(-38, -22) / 20) / np.sqrt(np.mean(sound**2))
+    return np.clip(sound * loudness, -1, 1).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------- clips, soundscapes

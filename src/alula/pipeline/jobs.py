@@ -400,8 +400,6 @@ class _Run(Generic[T, K]):
                     raise
                 if schedule.stopped:
                     return
-                if error is not None:
-                    opened.discard()
                 schedule.close(seat, error)
         finally:
             with self._tally:
@@ -440,6 +438,7 @@ class _Run(Generic[T, K]):
                 len(step.rows) == max_rows
                 or schedule.model_waits
                 or schedule.stopped
+                or schedule.spec is None  # other workers wait for the first row
                 or time.perf_counter() > until_s
             ):
                 return
@@ -470,7 +469,8 @@ class _Run(Generic[T, K]):
     def _compute_batches(self) -> None:
         schedule = self._schedule
         seat = schedule.model_seat()
-        while (batch := schedule.next_batch(seat)) is not None:
+        grown_bytes: list[int] = []
+        while (batch := schedule.next_batch(seat, grown_bytes)) is not None:
             start_s = self._clock()
             outputs = self._infer(tuple(array[: batch.size] for array in batch.arrays))
             busy_s = self._clock() - start_s
@@ -481,7 +481,6 @@ class _Run(Generic[T, K]):
             ]
             with self._tally:
                 self._model_s += busy_s
-            schedule.finish(seat, grown_bytes)
 
     def _check_outputs(self, outputs: Arrays, size: int) -> None:
         for k, output in enumerate(outputs):

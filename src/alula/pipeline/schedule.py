@@ -64,7 +64,6 @@ class OpenTask(Generic[T, K]):
     """
 
     __slots__ = (
-        "_discarded",
         "_lock",
         "_outputs",
         "computed",
@@ -87,7 +86,6 @@ class OpenTask(Generic[T, K]):
         self.error: AlulaError | None = None
         self.held_bytes = 0
         self._outputs: list[Array] = []
-        self._discarded = False
         self._lock = threading.Lock()
 
     @property
@@ -100,9 +98,9 @@ class OpenTask(Generic[T, K]):
 
         Two model threads may store at the same time.
         """
+        if self.error is not None:
+            return 0
         with self._lock:
-            if self._discarded:
-                return 0
             before = sum(array.nbytes for array in self._outputs)
             if not self._outputs:
                 capacity = self._capacity(0, start + count)
@@ -121,12 +119,6 @@ class OpenTask(Generic[T, K]):
             grown = np.empty((capacity, *old.shape[1:]), old.dtype)
             grown[: len(old)] = old
             self._outputs[k] = grown
-
-    def discard(self) -> None:
-        """Drop the outputs, and those that still come: the task has failed."""
-        with self._lock:
-            self._discarded = True
-            self._outputs = []
 
     def outputs(self) -> tuple[Array, ...]:
         """Return one array of shape (n, ...) per model output, n the rows of the task."""
@@ -396,32 +388,39 @@ class Schedule(Generic[T, K]):
         """Return a seat for one model thread."""
         return ModelSeat(self._lock)
 
-    def next_batch(self, seat: ModelSeat[T, K]) -> Batch[T, K] | None:
-        """Wait for a batch and its tokens; None when the job has stopped."""
+    def next_batch(self, seat: ModelSeat[T, K], grown_bytes: Sequence[int] = ()) -> Batch[T, K] | None:
+        """End the model call before, if any, and wait for a batch and its tokens; None to leave.
+
+        Both at once, or the tokens of the call before would go to prepare steps although a batch waits.
+
+        Args:
+            seat: of the calling thread.
+            grown_bytes: of the call before: what each of its spans added to its task's outputs.
+        """
         with self._lock:
+            if seat.batch is not None:
+                self._end_call(seat.batch, grown_bytes)
+                seat.batch = None
             self._idle_models.append(seat)
             self._dispatch()
             while seat.batch is None and not self.stopped:
                 seat.condition.wait()
             return seat.batch
 
-    def finish(self, seat: ModelSeat[T, K], grown_bytes: Sequence[int]) -> None:
-        """End a model call whose outputs are stored; `grown_bytes` has one number per span."""
-        assert seat.batch is not None
-        batch, seat.batch = seat.batch, None
-        with self._lock:
-            self._tokens += self.width
-            self._running -= 1
-            self._room += batch.size
-            self._rows -= batch.size
-            self.rows_computed += batch.size
-            self._spare.append(batch.arrays)
-            for span, grown in zip(batch.spans, grown_bytes, strict=True):
-                span.opened.computed += span.count
+    def _end_call(self, batch: Batch[T, K], grown_bytes: Sequence[int]) -> None:
+        self._tokens += self.width
+        self._running -= 1
+        self._room += batch.size
+        self._rows -= batch.size
+        self.rows_computed += batch.size
+        self._spare.append(batch.arrays)
+        for span, grown in zip(batch.spans, grown_bytes, strict=True):
+            span.opened.computed += span.count
+            # A task that failed may have been delivered by now, and what it held taken off again.
+            if span.opened.error is None:
                 span.opened.held_bytes += grown
                 self._held_bytes += grown
-                self._notify_caller(span.opened)
-            self._dispatch()
+            self._notify_caller(span.opened)
 
     # Decisions. The lock is held.
 

@@ -146,7 +146,7 @@ class _Columns:
         """Return the scores as (n, c), checked against the rows and the columns."""
         if scores.ndim == 0 or len(scores) != len(rows):
             raise JobError(
-                f"{self._path}: scores got shape {scores.shape} for {len(rows)} rows; expected {len(rows)} lines."
+                f"{self._path}: scores got shape {scores.shape}; expected {len(rows)} lines, one per row."
             )
         sizes = scores.shape[1:]
         if self.names is None:
@@ -177,8 +177,9 @@ def _text(name: str) -> str:
 
 def _csv_line(fields: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)
-    return _text(line.getvalue())
+    # The writer quotes the characters of its own line end; readers take either of them for one.
+    csv.writer(line, lineterminator="\r\n").writerow(fields)
+    return _text(line.getvalue().removesuffix("\r\n"))
 
 
 class _CsvTable:

@@ -226,7 +226,7 @@ def _build(factory: Any, spec: str, near: Path | None) -> torch.nn.Module:
         raise ModelError(
             f"`{spec}` needs the arguments {', '.join(f'`{argument}`' for argument in needed)}. "
             f"Expected a factory without required arguments. "
-            f"Add one beside it: `def build(): return {name}({call})`."
+            f"Add one beside it: `def make_{name}(): return {name}({call})`."
         )
     made = called(f"Factory `{spec}`", factory, near=near)
     if not isinstance(made, torch.nn.Module):

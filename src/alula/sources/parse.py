@@ -130,8 +130,13 @@ def _file_source(path: Path) -> Source:
         )
     if content == "pickle":
         with path.open("rb") as file:
-            whole = scan_checkpoint(file).whole
-        held = f"a pickled object of class `{whole}`" if whole else "a pickle"
+            scan = scan_checkpoint(file)
+        if scan.hostile:
+            raise ModelError(
+                f"`{path}` would call {', '.join(f'`{name}`' for name in scan.hostile[:5])} when it is read. "
+                f"It was not read. Models need no such function and attacks do: do not open this file."
+            )
+        held = f"a pickled object of class `{scan.whole}`" if scan.whole else "a pickle"
         raise ModelError(
             f"`{path}` is {held}, which only runs where its code is, and runs code when it is read. "
             f"Where that code is, write `torch.save(model.state_dict(), 'weights.pth')`, "

@@ -155,7 +155,7 @@ def _one_pickle(file: IO[bytes], found: list[str], texts: set[str]) -> str | Non
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         imported: str | None = None
-        if name in {"PROTO", "FRAME"}:
+        if name in {"PROTO", "FRAME", "MARK"}:
             continue
         if name in {"GLOBAL", "INST"}:
             imported = str(argument).replace(" ", ".", 1)

@@ -142,9 +142,11 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: BaseException) -> str:
-    # torch's own advice, `weights_only=False`, would run whatever is in the file.
-    detail = re.search(r"WeightsUnpickler error: *\n*\s*([^\n]+)", str(error))
-    reason = detail.group(1) if detail else said(error)
+    reason = said(error)
+    if "weights_only" in str(error):
+        # torch goes on to advise `weights_only=False`, which would run whatever is in the file.
+        detail = re.search(r"WeightsUnpickler error:\s*([^\n]+)|(Trying to load [^\n]+)\.", str(error))
+        reason = (detail.group(1) or detail.group(2)) if detail else "torch refuses it as unsafe"
     return (
         f"Weights file `{path}` cannot be read: {reason}. Expected safetensors, or tensors saved by "
         f"`torch.save`. The file may be cut off or damaged: copy or save it again."
@@ -263,7 +265,7 @@ def _misfit(
     if differing:
         advice = _shape_advice(own, shapes, differing, has_options=has_options) or advice
     elif missing and unexpected:
-        alike = closest(missing[0], unexpected)
+        alike = closest(missing[0], [name for name in unexpected if shapes[name] == own[missing[0]]])
         if alike:
             advice = f"Is `{missing[0]}` what the file calls{alike.removeprefix(' Did you mean')} {advice}"
     return f"Weights file `{path}` does not fit the model: {', and '.join(findings)}. {advice}"

@@ -83,7 +83,9 @@ def test_nothing_in_a_folder_says_what_is_there(tmp_path: Path) -> None:
         find_inputs([tmp_path], kind="audio")
     text = str(error.value)
     assert str(tmp_path) in text
-    assert "found 4 files: 2 with the extension .txt, 1 with the extension .csv, 1 without an extension" in text
+    assert "found 4 files: 2 with the extension .txt" in text
+    assert "1 with the extension .csv" in text
+    assert "1 without an extension" in text
     assert ".wav" in text
 
 
@@ -128,5 +130,5 @@ def test_detect_kind() -> None:
     assert detect_kind(["a.PNG", Path("b.jpg"), "c.txt"]) == "image"
     with pytest.raises(DataError, match=r"1 audio files \(such as `a\.wav`\) and 2 image files"):
         detect_kind(["a.wav", "b.png", "c.png"])
-    with pytest.raises(DataError, match="No data file found: found 1 file: 1 with the extension .txt"):
+    with pytest.raises(DataError, match=r"found 1 file: 1 with the extension \.txt"):
         detect_kind(["a.txt"])

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from alula.data import MAX_PIXELS, read_image
-from alula.errors import DataError
+from alula.errors import DataError, EngineUnavailableError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
@@ -154,6 +155,21 @@ def test_a_file_that_claims_too_many_pixels_is_refused(tmp_path: Path, side: int
         read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_it_is_refused_where_warnings_are_only_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_claiming(10_000, 10_000))
+    with pytest.raises(DataError, match="too large to decode: got 10000 x 10000 pixels"):
+        read_image(path)
+
+
+def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(Image.fromarray(RGB), tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(EngineUnavailableError, match=r"pip install 'alula\[image\]'"):
+        read_image(path)
+
+
 JPEG = encoded("JPEG", quality=90)
 PNG = encoded("PNG")
 
@@ -174,7 +190,7 @@ PNG = encoded("PNG")
         (encoded("WEBP")[:60], "not an image|damaged"),
         (encoded("TIFF")[:200], "not an image|damaged"),
         (encoded("BMP")[:100], "damaged or cut short"),
-        (encoded("GIF")[:200], "damaged or cut short"),
+        (encoded("GIF")[:-100], "damaged or cut short"),
         (png_claiming(50, 50), "damaged or cut short"),
     ],
 )

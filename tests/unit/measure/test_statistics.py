@@ -51,7 +51,8 @@ def test_the_interval_holds_the_truth_for_rounds_that_were_not_paired():
         top, bottom = noisy_machine(generator, rounds=9, speedup=2.0, drift=0.0)
         found = ratio(top, generator.permutation(bottom)[:8], paired=False, seed=trial)
         held += found.low <= 2.0 <= found.high
-    assert 0.92 <= held / 400 <= 0.995
+    # Two medians disturbed on their own seldom err together, so the interval is a little wide.
+    assert 0.92 <= held / 400 <= 0.999
 
 
 def test_pairing_cancels_the_drift_of_the_machine():
@@ -66,6 +67,11 @@ def test_equal_contenders_are_not_told_apart():
     generator = np.random.default_rng(5)
     certain = sum(ratio(*noisy_machine(generator, rounds=8, speedup=1.0)).certain for _ in range(200))
     assert certain / 200 <= 0.08
+
+
+def test_the_fewest_rounds_are_the_fewest_that_can_give_95_percent():
+    missed = {n: 2 * stats.binom.pmf(0, n, 0.5) for n in (MIN_ROUNDS - 1, MIN_ROUNDS)}
+    assert missed[MIN_ROUNDS] <= 0.05 < missed[MIN_ROUNDS - 1]
 
 
 def test_too_few_rounds_cannot_tell():

@@ -182,7 +182,7 @@ def test_a_script_that_parses_its_command_line(tmp_path: Path) -> None:
         (
             "def build(size, *, depth, width=3): pass",
             "needs the arguments `size`, `depth`. Expected a factory without required arguments. "
-            "Add one beside it: `def made(): return build(size=..., depth=...)`.",
+            "Add one beside it: `def make_build(): return build(size=..., depth=...)`.",
         ),
     ],
 )

@@ -84,7 +84,6 @@ def test_damaged_exported(
     net: nn.Module,
     x: torch.Tensor,
     save_exported: SaveExported,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "m.pt2"
     save_exported(net, x, path)
@@ -97,10 +96,32 @@ def test_damaged_exported(
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             new.writestr(name, b"{}" if name.endswith("models/model.json") else old.read(name))
-    with caplog.at_level(logging.WARNING):
-        text = failure(parse_source(path))
-    assert "cannot be loaded as ExportedProgram" in text
-    assert "Traceback" not in caplog.text
+    assert "cannot be loaded as ExportedProgram" in failure(parse_source(path))
+
+
+def test_the_reader_of_exported_files_keeps_its_tracebacks_to_itself(
+    tmp_path: Path, net: nn.Module, x: torch.Tensor, save_exported: SaveExported
+) -> None:
+    path = tmp_path / "m.pt2"
+    save_exported(net, x, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if not name.endswith("sample_inputs/model.pt"):
+                archive.writestr(name, content)
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch.export")
+    logger.addHandler(handler)
+    try:
+        assert "cannot be loaded as ExportedProgram: RuntimeError: " in failure(parse_source(path))
+        assert told == []
+        logger.warning("heard again")
+        assert len(told) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 def rewritten(path: Path, changes: dict[str, bytes]) -> None:
@@ -239,7 +260,9 @@ def test_a_module_of_a_script_is_built_again_in_another_process(tmp_path: Path) 
         "from alula.sources import parse_source\n"
         "class Net(nn.Module):\n"
         "    def __init__(self):\n"
-        "        super().__init__(); self.head = Head(2, 2, bias=False); self.head.weight.data = torch.eye(2) * 3\n"
+        "        super().__init__()\n"
+        "        self.head = Head(2, 2, bias=False)\n"
+        "        self.head.weight.data = torch.eye(2) * 3\n"
         "    def forward(self, x): return self.head(x)\n"
         "source = parse_source(Net(), workdir=pathlib.Path(sys.argv[1]))\n"
         "sys.stdout.buffer.write(msgspec.json.encode(source))\n"

@@ -62,7 +62,7 @@ def test_torchvision_fetches_no_backbone(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a hub was contacted")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     model = load_model(parse_source("torchvision:lraspp_mobilenet_v3_large?num_classes=2"))
     assert model.module is not None
 

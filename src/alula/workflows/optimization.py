@@ -1,0 +1,397 @@
+"""From a trained model and a sample of data to a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alula._version import __version__
+from alula.accuracy import default_metric, metric_named
+from alula.bundle import (
+    Activation,
+    Baseline,
+    Deployed,
+    FolderRun,
+    Manifest,
+    read_manifest,
+    rewrite_manifest,
+    start,
+    write_bundle,
+)
+from alula.core import Accepted, InputDescription, Outcome, Precision
+from alula.data import Samples, Split, open_samples, split
+from alula.engines import engine_named
+from alula.errors import AccuracyError, BundleError, DataError, UsageError
+from alula.features import read_description
+from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
+from alula.sources import Source, parse_source
+from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, search
+from alula.workflows.prediction import run_over_files
+from alula.workflows.running import Bundle
+from alula.workflows.samples import Materialized, default_description, materialize
+
+__all__ = ["optimize", "parse_duration_s"]
+
+MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
+SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
+FOLDER_SECONDS = 12.0
+_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "soundfile", "soxr", "pillow")
+
+Report = Callable[[str], None]
+
+
+def optimize(
+    model: Any,
+    data: Any,
+    *,
+    output: str | Path,
+    weights: str | Path | None = None,
+    input: str | Path | InputDescription | None = None,  # noqa: A002 - the name of the option
+    labels: Sequence[str] | None = None,
+    metric: str | None = None,
+    max_drop: float = 0.005,
+    scenario: str = "offline",
+    budget: str | float = "10m",
+    engines: Sequence[str] | None = None,
+    precisions: Sequence[Precision] | None = None,
+    threads: int | None = None,
+    calibration: int = 300,
+    max_validation: int = 10_000,
+    activation: Activation = "none",
+    seed: int = 0,
+    replace: bool = False,
+    report: Report = lambda text: None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+) -> Bundle:
+    """Find the fastest way to run a model on this CPU within an accuracy limit, and write it as a bundle.
+
+    The data are split once into calibration samples, which quantizers see, and validation samples,
+    which decide acceptance. Every recipe is built, judged and timed in child processes; whatever goes
+    wrong with one is recorded in the bundle's `search.jsonl`, and the search goes on.
+
+    Args:
+        model: an `nn.Module`; or `file.py:factory`, `package.module:factory`, `timm:NAME?option=value`,
+            `torchvision:NAME`, a `.onnx`, `.pt2` or TorchScript file.
+        data: a folder of class folders, a CSV or Parquet manifest, `.npz`, a torch `Dataset` or
+            `DataLoader`, or a sequence of arrays or `(x, y)` pairs.
+        output: the bundle folder to make, `NAME.alula`.
+        weights: `.safetensors`, `.pth`, `.pt` or `.th` with a state dict.
+        input: an input description, a preset's name, or a TOML file; needed for audio and images.
+        labels: class names in the order of the model's outputs; taken from the data if they have names.
+        metric: `top1`, `balanced_accuracy`, `macro_auc`, `padded_cmap`, `mse`, `agreement`, or
+            `file.py:function` called with (y_true, y_pred); None chooses by the targets.
+        max_drop: the largest drop of the metric allowed, on its own scale (0.005 of `top1` is half a
+            percentage point).
+        scenario: `offline`: samples per second.
+        budget: no recipe is started later than this, such as `10m`, `90s`, or seconds as a number.
+        engines: only these.
+        precisions: only these.
+        threads: thread budget; None takes min(affinity, CPU quota).
+        calibration: samples for quantizers.
+        max_validation: at most so many validation samples.
+        activation: what `predict` applies to the model's first output.
+        seed: of the split and of the bootstrap.
+        replace: whether a bundle at `output` may be replaced.
+        report: gets lines of text about what is being done.
+        on_outcome: gets every outcome of the search as it is known.
+
+    Returns:
+        The bundle, loaded.
+
+    Raises:
+        UsageError: an option is wrong.
+        ModelError: the model cannot be loaded or run.
+        DataError: the data cannot be used.
+        AccuracyError: no recipe could be exported and accepted.
+        BundleError: the bundle cannot be written.
+    """
+    if scenario != "offline":
+        raise UsageError(f"The scenario is `{scenario}`; this release knows `offline`.")
+    if not max_drop >= 0:
+        raise UsageError(f"The largest drop allowed is {max_drop}; expected 0 or more.")
+    target = Path(output)
+    if target.exists() and not replace:
+        raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
+    budget_s = parse_duration_s(budget)
+    budget_threads = thread_budget(threads)
+    recipes = offered_recipes(
+        engines=None if engines is None else tuple(engines),
+        precisions=None if precisions is None else tuple(precisions),
+    )
+    report("reading the data")
+    samples = open_samples(data, labels=labels)
+    description = _description(input, samples)
+    parts = split(samples, calibration=calibration, max_validation=max_validation, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="alula-") as scratch:
+        workdir = Path(scratch)
+        source = parse_source(model, weights=weights, workdir=workdir)
+        prepared = _Prepared.make(samples, parts, description, workdir, budget_threads, seed, report)
+        machine = fingerprint()
+        plan = SearchPlan(
+            source=source,
+            workdir=workdir,
+            calibration=prepared.calibration.paths,
+            validation=prepared.validation.paths,
+            targets=prepared.targets,
+            metric=metric_named(metric or default_metric(samples.targets)),
+            max_drop=max_drop,
+            recipes=recipes,
+            threads=budget_threads,
+            saturating=int8_class(machine.isa) == "saturating",
+            budget_s=budget_s,
+            memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
+            seed=seed,
+        )
+        journal = Journal(workdir / "search.jsonl")
+        result = search(plan, journal=journal, report=report, on_outcome=on_outcome)
+        if not result.finalists:
+            raise AccuracyError(
+                "No recipe is both exported and inside the accuracy limit, so there is nothing to put into a "
+                "bundle. " + _failures(journal.path)
+            )
+        report("writing the bundle")
+        chosen, fallbacks, artifacts = _deployments(result)
+        winner = result.finalists[0]
+        manifest = Manifest(
+            schema_version=1,
+            alula_version=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            model=_model_name(source),
+            signature=result.signature,
+            input=description,
+            labels=samples.labels if labels is None else tuple(labels),
+            activation=activation,
+            chosen=chosen,
+            fallbacks=fallbacks,
+            baseline=Baseline(
+                recipe=result.baseline.recipe.name,
+                settings=result.baseline.settings,
+                throughput_per_s=result.baseline_throughput.per_s,
+                rounds_per_s=result.baseline_throughput.rounds_per_s,
+            ),
+            speedup=winner.speedup,
+            accuracy=winner.accepted.accuracy,
+            folder=None,
+            calibration=parts.calibration,
+            validation=parts.validation,
+            data=samples.source,
+            seed=seed,
+            machine=machine,
+            versions=_versions(),
+            notes=result.notes,
+            warnings=_warnings(result, winner.accepted, prepared),
+            golden_inputs=tuple(f"input_{index}" for index in range(len(result.golden))),
+            files={},
+        )
+        write_bundle(
+            target,
+            manifest,
+            artifacts=artifacts,
+            golden=_golden(result, manifest),
+            journal=journal.path,
+            replace=replace,
+        )
+    bundle = _reopen(target, budget_threads)
+    return _with_folder_run(bundle, samples, parts, report)
+
+
+def parse_duration_s(text: str | float) -> float:
+    """Return seconds of a duration such as `90s`, `10m`, `1.5h` or `1h30m`; plain numbers are seconds.
+
+    Raises:
+        UsageError: it is no duration, or not positive.
+
+    >>> parse_duration_s("1h30m")
+    5400.0
+    """
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([hms]?)", str(text))
+    if not re.fullmatch(r"\s*(\d+(?:\.\d+)?\s*[hms]\s*)+|\s*\d+(?:\.\d+)?\s*", str(text)) or not parts:
+        raise UsageError(f"`{text}` is no duration; expected for example `90s`, `10m` or `1h30m`.")
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"`{text}` is no positive duration; expected for example `10m`.")
+    return seconds
+
+
+def _description(given: str | Path | InputDescription | None, samples: Samples) -> InputDescription:
+    if given is None:
+        return default_description(samples)
+    return read_description(given) if isinstance(given, str | Path) else given
+
+
+class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    calibration: Materialized
+    validation: Materialized
+    targets: NDArray[Any] | None
+
+    @classmethod
+    def make(
+        cls,
+        samples: Samples,
+        parts: Split,
+        description: InputDescription,
+        workdir: Path,
+        threads: int,
+        seed: int,
+        report: Report,
+    ) -> _Prepared:
+        # In random order, so that any first part of the validation samples is a fair subset.
+        order = np.random.default_rng(seed)
+        made = {}
+        for name, indices in (("calibration", parts.calibration), ("validation", parts.validation)):
+            report(f"preparing {len(indices)} {name} samples")
+            made[name] = materialize(
+                samples,
+                order.permutation(np.array(indices)).tolist(),
+                description=description,
+                folder=workdir,
+                name=name,
+                threads=threads,
+                max_rows=_max_rows(samples, description),
+            )
+        for name, least in (("calibration", 2), ("validation", 2)):
+            if len(made[name].rows) < least:
+                raise DataError(
+                    samples.source,
+                    f"It gives {len(made[name].rows)} {name} sample; expected at least {least}. Give more data.",
+                )
+        targets = samples.targets
+        return cls(
+            calibration=made["calibration"],
+            validation=made["validation"],
+            targets=None if targets is None else targets[made["validation"].rows],
+        )
+
+
+def _max_rows(samples: Samples, description: InputDescription) -> int:
+    from alula.features import make_features
+
+    shape = make_features(description).sample_shape
+    if shape is None and samples.kind == "array":
+        size = sum(array.nbytes for array in samples.array(0))
+    else:
+        size = int(np.prod(shape or (1,))) * 4
+    return max(64, MAX_BYTES_PER_SPLIT // max(1, size))
+
+
+def _deployments(result: SearchResult) -> tuple[Deployed, tuple[Deployed, ...], dict[str, Path]]:
+    """Return the chosen recipe, its fallbacks, and the artifact folders to copy."""
+    winner = result.finalists[0]
+    chosen = _deployed(winner.accepted, result, rounds=winner.throughput.rounds_per_s)
+    fallbacks: list[Deployed] = []
+    # One portable FP32 recipe of another kind; and one that needs no code, if the chosen one is code.
+    for accepted in result.accepted:
+        recipe = accepted.candidate.recipe
+        engine = engine_named(recipe.engine)
+        if recipe.precision == "fp32" and not engine.runs_code and recipe.name != chosen.recipe:
+            fallbacks.append(_deployed(accepted, result, rounds=accepted.throughput.rounds_per_s))
+            break
+    artifacts = {item.artifact: result.artifacts[item.recipe] for item in (chosen, *fallbacks)}
+    return chosen, tuple(fallbacks), artifacts
+
+
+def _deployed(accepted: Accepted, result: SearchResult, *, rounds: tuple[float, ...]) -> Deployed:
+    recipe = accepted.candidate.recipe
+    safe = recipe.name.replace("/", "-")
+    return Deployed(
+        recipe=recipe.name,
+        artifact=f"artifacts/{safe}",
+        settings=accepted.candidate.settings,
+        throughput_per_s=float(np.median(rounds)),
+        rounds_per_s=rounds,
+        runs_code=engine_named(recipe.engine).runs_code,
+        golden=tuple(f"{safe}_{index}" for index in range(len(result.golden_outputs[recipe.name]))),
+    )
+
+
+def _golden(result: SearchResult, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    arrays = {
+        name: np.load(path) for name, path in zip(manifest.golden_inputs, result.golden, strict=True)
+    }
+    arrays |= {f"baseline_{index}": np.load(path) for index, path in enumerate(result.baseline_outputs)}
+    for deployed in (manifest.chosen, *manifest.fallbacks):
+        paths = result.golden_outputs[deployed.recipe]
+        arrays |= {name: np.load(path) for name, path in zip(deployed.golden, paths, strict=True)}
+    return arrays
+
+
+def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> tuple[str, ...]:
+    found = [*result.warnings, *accepted.accuracy.warnings, *result.finalists[0].throughput.warnings]
+    if not result.finalists[0].speedup.certain:
+        found.append("no difference in speed to the baseline could be shown")
+    problems = [*prepared.calibration.problems, *prepared.validation.problems]
+    if problems:
+        found.append(f"{len(problems)} samples of the data could not be read, for example: {problems[0]}")
+    return tuple(found)
+
+
+def _versions() -> dict[str, str]:
+    found = {"alula": __version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _model_name(source: Source) -> str:
+    return "an nn.Module from Python" if source.kind == "module" else source.spec
+
+
+def _failures(journal: Path) -> str:
+    from alula.tuning import read_journal
+
+    lines = []
+    for outcome in read_journal(journal):
+        if not isinstance(outcome, Accepted):
+            reason = outcome.error if hasattr(outcome, "error") else outcome.reason
+            lines.append(f"{outcome.recipe}: {reason}")
+    return " ".join(lines)
+
+
+def _reopen(target: Path, threads: int) -> Bundle:
+    # The files were written by this call: there is nothing to verify, and their code is the user's own.
+    manifest = read_manifest(target)
+    return Bundle(target, manifest, start(target, manifest, trust_code=True, threads=threads), threads=threads)
+
+
+def _with_folder_run(bundle: Bundle, samples: Samples, parts: Split, report: Report) -> Bundle:
+    """Measure the folder run on the data's own files, as `predict` will do it, and note it in the bundle."""
+    if samples.kind == "array" or len(bundle.manifest.signature.inputs) > 1:
+        return bundle
+    report("measuring the folder run")
+    files = [samples.items[index].path for index in parts.validation]
+    distinct = list(dict.fromkeys(path for path in files if path is not None))
+    # One pass to warm caches and threads, then passes until there is enough to time.
+    wanted = max(1, int(bundle.manifest.chosen.throughput_per_s * FOLDER_SECONDS))
+    first = run_over_files(bundle, distinct[: min(len(distinct), 64)], emit=_ignore, fail=_ignore_failure)
+    if not first.samples:
+        return bundle
+    per_file = first.samples / max(1, first.tasks_done)
+    count = max(1, int(wanted / per_file))
+    repeated = (distinct * (count // len(distinct) + 1))[:count]
+    job = run_over_files(bundle, repeated, emit=_ignore, fail=_ignore_failure)
+    folder = FolderRun(samples_per_s=job.samples_per_s, samples=job.samples, files=job.tasks_done)
+    manifest = msgspec.structs.replace(bundle.manifest, folder=folder)
+    rewrite_manifest(bundle.path, manifest)
+    bundle.manifest = manifest
+    return bundle
+
+
+def _ignore(path: Path, keys: object, outputs: object) -> None:
+    pass
+
+
+def _ignore_failure(path: Path, error: object) -> None:
+    pass

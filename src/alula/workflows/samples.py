@@ -1,0 +1,253 @@
+"""From files and data sets to model inputs: where `data` and `features` meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription
+from alula.data import Samples, open_audio, read_array, read_image
+from alula.errors import DataError
+from alula.features import ArrayFeatures, AudioFeatures, ImageFeatures, make_features
+
+__all__ = ["FileReader", "Materialized", "Piece", "default_description", "materialize"]
+
+Arrays = tuple[NDArray[Any], ...]
+
+
+class Piece(NamedTuple):
+    """One model input made from a file: its place in the file (None for images and arrays) and arrays."""
+
+    start_s: float | None
+    end_s: float | None
+    arrays: Arrays
+
+
+class FileReader:
+    """Turns files into model inputs by a description. Thread-safe: one call per file, any thread."""
+
+    def __init__(self, description: InputDescription) -> None:
+        self._features = make_features(description)
+
+    def pieces(self, path: Path, *, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Piece]:
+        """Yield the model inputs of a file, in order: its windows, or the one image or array.
+
+        Raises:
+            DataError: the file cannot be read, now or further on.
+        """
+        features = self._features
+        match features:
+            case AudioFeatures():
+                with open_audio(path, start_s=start_s, end_s=end_s) as audio:
+                    for window in features.windows(audio.blocks(), audio.rate_hz):
+                        yield Piece(start_s + window.start_s, start_s + window.end_s, (window.samples,))
+            case ImageFeatures():
+                yield Piece(None, None, (features.transform(read_image(path)),))
+            case ArrayFeatures():
+                yield Piece(None, None, (_described(path, features, read_array(path)),))
+
+
+def _described(path: Path, features: ArrayFeatures, array: NDArray[Any]) -> NDArray[Any]:
+    try:
+        return features.transform(array)
+    except DataError as error:
+        raise DataError(path, error.reason) from error
+
+
+def default_description(samples: Samples) -> InputDescription:
+    """Return the description of samples that need none: arrays as they are.
+
+    Raises:
+        DataError: the samples are files of audio or images, which need a description.
+    """
+    if samples.kind != "array":
+        preset = "imagenet" if samples.kind == "image" else "mel-128x313"
+        raise DataError(
+            samples.source,
+            f"The data are {samples.kind} files, and how the model sees them was not said. "
+            f"Give an input description: --input {preset}, another preset, or a TOML file.",
+        )
+    first = samples.array(0)
+    return ArrayInput(dtype=str(first[0].dtype if first[0].dtype != np.float64 else np.dtype(np.float32)))
+
+
+class Materialized(NamedTuple):
+    """Model inputs on disk.
+
+    Attributes:
+        paths: one `.npy` (n, ...) per model input.
+        rows: for each row, the index of the sample that it came from.
+        problems: samples that could not be read, one line each.
+    """
+
+    paths: tuple[str, ...]
+    rows: NDArray[np.int64]
+    problems: tuple[str, ...]
+
+
+def materialize(
+    samples: Samples,
+    indices: Sequence[int],
+    *,
+    description: InputDescription,
+    folder: Path,
+    name: str,
+    threads: int,
+    max_rows: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Materialized:
+    """Write the model inputs of some samples as `.npy` files, in the order of the indices.
+
+    A sample that cannot be read is left out and reported. A recording gives a row per window.
+
+    Args:
+        samples: the data set.
+        indices: which samples.
+        description: how files become arrays.
+        folder: where to write.
+        name: first part of the file names.
+        threads: files read at once.
+        max_rows: stop after so many rows.
+        report: gets the samples done and their total.
+
+    Raises:
+        DataError: more than half of the samples cannot be read, or rows differ in shape.
+    """
+    _check_kind(samples, description)
+    reader = FileReader(description)
+
+    def read(index: int) -> list[Arrays] | DataError:
+        try:
+            if samples.kind == "array":
+                return [_cast(samples.array(index), description)]
+            item = samples.items[index]
+            assert item.path is not None
+            return [p.arrays for p in reader.pieces(item.path, start_s=item.start_s, end_s=item.end_s)]
+        except DataError as error:
+            return error
+
+    rows: list[int] = []
+    problems: list[str] = []
+    writers: list[_NpyWriter] = []
+    try:
+        for position, (index, result) in enumerate(_map_ahead(read, indices, threads), 1):
+            report(position, len(indices))
+            if isinstance(result, DataError):
+                problems.append(str(result))
+                continue
+            for arrays in result:
+                if len(rows) == max_rows:
+                    break
+                if not writers:
+                    writers = [_NpyWriter(folder / f"{name}_{i}.npy", a) for i, a in enumerate(arrays)]
+                for writer, array in zip(writers, arrays, strict=True):
+                    writer.append(array, samples.items[index].path or f"{samples.source}[{index}]")
+                rows.append(index)
+            if len(rows) == max_rows:
+                break
+    finally:
+        for writer in writers:
+            writer.close()
+    if not rows or len(problems) > len(indices) / 2:
+        shown = " ".join(problems[:3])
+        raise DataError(
+            samples.source, f"{len(problems)} of {len(indices)} samples cannot be read, for example: {shown}"
+        )
+    return Materialized(
+        tuple(str(writer.path) for writer in writers), np.array(rows, np.int64), tuple(problems)
+    )
+
+
+def _map_ahead(
+    read: Callable[[int], list[Arrays] | DataError], indices: Sequence[int], threads: int
+) -> Iterator[tuple[int, list[Arrays] | DataError]]:
+    """Yield results in order, with a bounded number of samples read ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="alula-read") as pool:
+        ahead = 4 * threads
+        waiting = [pool.submit(read, index) for index in indices[:ahead]]
+        try:
+            for position, index in enumerate(indices):
+                result = waiting[position].result()
+                if position + ahead < len(indices):
+                    waiting.append(pool.submit(read, indices[position + ahead]))
+                waiting[position].cancel()
+                yield index, result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _check_kind(samples: Samples, description: InputDescription) -> None:
+    kinds: dict[type, str] = {AudioInput: "audio", ImageInput: "image", ArrayInput: "array"}
+    expected = kinds[type(description)]
+    if samples.kind != expected:
+        raise DataError(
+            samples.source,
+            f"The data are {samples.kind} files, but the input description is for {expected}. "
+            "Give the description that the model was trained with.",
+        )
+
+
+def _cast(arrays: Arrays, description: InputDescription) -> Arrays:
+    if len(arrays) == 1:
+        features = make_features(description)
+        assert isinstance(features, ArrayFeatures)
+        return (features.transform(arrays[0]),)
+    # Several inputs: token ids beside float features keep their own types; float64 is what lists give.
+    return tuple(array.astype(np.float32) if array.dtype == np.float64 else array for array in arrays)
+
+
+class _NpyWriter:
+    """Writes an `.npy` file row by row, when the number of rows is not known before.
+
+    Source of the layout: NumPy enhancement proposal 1 (the .npy format).
+    """
+
+    _HEADER_BYTES = 256  # room for any number of rows; the format pads headers with spaces
+
+    def __init__(self, path: Path, first: NDArray[Any]) -> None:
+        self.path = path
+        self._shape, self._dtype = first.shape, first.dtype
+        self._rows = 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        fields = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._rows, *self._shape),
+        }
+        room = self._HEADER_BYTES - 10
+        text = f"{fields!r}".ljust(room - 1) + "\n"
+        self._file.seek(0, os.SEEK_SET)
+        self._file.write(b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.encode("latin1"))
+
+    def append(self, array: NDArray[Any], source: str | Path) -> None:
+        if array.shape != self._shape or array.dtype != self._dtype:
+            raise DataError(
+                source,
+                f"It gives {array.dtype} of shape {array.shape}; the samples before gave {self._dtype} of "
+                f"shape {self._shape}. All samples must have one shape: crop, pad or resize them.",
+            )
+        self._file.write(np.ascontiguousarray(array).tobytes())
+        self._rows += 1
+
+    def close(self) -> None:
+        self._write_header()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
