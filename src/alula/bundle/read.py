@@ -159,7 +159,9 @@ def _reason_against(
     deployed: Deployed, manifest: Manifest, here: Fingerprint, *, trust_code: bool
 ) -> str | None:
     if deployed.runs_code and not trust_code:
-        return "loading it runs code from the bundle; say that you trust it with --trust-code (trust_code=True)"
+        return (
+            "loading it runs code from the bundle; say that you trust it with --trust-code (trust_code=True)"
+        )
     if "/int8" in deployed.recipe and not int8_is_safe_here(manifest.machine, here):
         return "INT8 products saturate on this CPU and did not where it was tuned, so results would be wrong"
     if manifest.machine.arch != here.arch and deployed.runs_code:

@@ -90,6 +90,8 @@ class Child:
         Raises:
             ChildError: it crashed, timed out, used too much memory, or reported a problem.
         """
+        if self._requests.closed:
+            raise ChildError("The process has ended.")
         line = self._encoder.encode(request) + b"\n"
         self._requests.write(line)
         self._requests.flush()

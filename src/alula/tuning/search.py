@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +35,11 @@ from alula.core import (
 from alula.engines import engine_named
 from alula.errors import AccuracyError, EngineError, MeasurementError, ModelError
 from alula.export import largest_difference
-from alula.hardware import describe_disturbance, take_snapshot
-from alula.measure import Clock, Round, SystemClock, interleave, ratio, stability_warnings, throughput
+from alula.measure import Clock, Round, SystemClock, ratio, stability_warnings, throughput
 from alula.quantization import quantizer_for
 from alula.sources import Source
 from alula.tuning.candidates import settings_grid
+from alula.tuning.comparison import Comparison, compare_speeds, measure_round
 from alula.tuning.journal import Journal
 from alula.tuning.messages import (
     BuildRequest,
@@ -51,8 +50,6 @@ from alula.tuning.messages import (
     Loaded,
     LoadModelRequest,
     LoadRequest,
-    Measured,
-    MeasureRequest,
     Predicted,
     PredictRequest,
 )
@@ -303,21 +300,20 @@ class _Search:
                 "Without it nothing can be judged."
             ) from error
 
-    def _load_baseline(self, child: Child, baseline: Candidate) -> None:
-        plan = self._plan
-        if plan.source.kind == "onnx":
-            artifact = self._exports.folders["onnx"]
-            request: LoadRequest | LoadModelRequest = LoadRequest(
+    def _baseline_request(self, baseline: Candidate) -> LoadRequest | LoadModelRequest:
+        if self._plan.source.kind == "onnx":
+            return LoadRequest(
                 recipe=baseline.recipe,
-                artifact=str(artifact),
+                artifact=str(self._exports.folders["onnx"]),
                 signature=self._signature,
                 settings=baseline.settings,
             )
-        else:
-            request = LoadModelRequest(
-                source=plan.source, signature=self._signature, settings=baseline.settings
-            )
-        child.ask(request, Loaded, timeout_s=plan.timeout_s)
+        return LoadModelRequest(
+            source=self._plan.source, signature=self._signature, settings=baseline.settings
+        )
+
+    def _load_baseline(self, child: Child, baseline: Candidate) -> None:
+        child.ask(self._baseline_request(baseline), Loaded, timeout_s=self._plan.timeout_s)
 
     def _with_second_try(self, name: str, ask: Callable[[Child], Answer]) -> Answer:
         try:
@@ -343,14 +339,14 @@ class _Search:
         self._report(f"trying {recipe}")
         name = recipe.name.replace("/", "-")
         try:
-            artifact = self._build(recipe, self._export(recipe))
-            remaining = list(settings_grid(self._plan.threads, self._signature))
+            self._build(recipe, self._export(recipe))
+            grid = settings_grid(self._plan.threads, self._signature)
             with self._child(name) as child:
-                rejected = self._judge(child, recipe, artifact, remaining[0])
-                if isinstance(rejected, Rejected):
-                    self._record(rejected)
+                verdict = self._judge(child, recipe, grid[0])
+                if isinstance(verdict, Rejected):
+                    self._record(verdict)
                     return
-                self._measure_grid(child, recipe, artifact, rejected, remaining)
+                self._measure_grid(child, recipe, verdict, grid)
         except _StepError as error:
             self._record(
                 Failed(
@@ -400,7 +396,7 @@ class _Search:
             exports.notes += described.notes
         return exports.folders[target]
 
-    def _build(self, recipe: Recipe, export: Path) -> Path:
+    def _build(self, recipe: Recipe, export: Path) -> None:
         name = recipe.name.replace("/", "-")
         artifact = self._plan.workdir / "artifacts" / name
         artifact.mkdir(parents=True)
@@ -418,12 +414,11 @@ class _Search:
                 timeout_s=self._plan.timeout_s,
             )
         self._artifacts[recipe.name] = artifact
-        return artifact
 
     def _judge(self, child: Child, recipe: Recipe, artifact: Path, settings: Settings) -> Accuracy | Rejected:
         """Compare the recipe's outputs on the validation samples with the baseline's."""
         with _step(child):
-            self._load(child, Candidate(recipe, settings), artifact)
+            self._load(child, Candidate(recipe, settings))
             scores = self._predict(child, recipe.name)
         if recipe.precision == "fp32":
             difference = largest_difference(
@@ -451,14 +446,14 @@ class _Search:
         return accuracy if reason is None else Rejected(recipe=recipe, reason=reason, accuracy=accuracy)
 
     def _measure_grid(
-        self, child: Child, recipe: Recipe, artifact: Path, accuracy: Accuracy, grid: Sequence[Settings]
+        self, child: Child, recipe: Recipe, accuracy: Accuracy, grid: Sequence[Settings]
     ) -> None:
         for settings in grid:
             started = self._clock.monotonic()
             candidate = Candidate(recipe, settings)
             try:
                 with _step(child):
-                    self._load(child, candidate, artifact)
+                    self._load(child, candidate)
                     measured = self._measure(child)
             except _StepError as error:
                 self._record(
@@ -480,68 +475,71 @@ class _Search:
 
     def _confirm(self, baseline: Candidate) -> _Final:
         """Measure the baseline and the best candidates in turn, each in its own living process."""
+        plan = self._plan
         self._report("confirming the best in interleaved rounds")
-        contenders = _shortlist(self._accepted)
-        cpu_s = 0.0
-        before, started = take_snapshot(), time.monotonic()
-        with contextlib.ExitStack() as stack:
-
-            def measurer(child: Child) -> Callable[[float], Round]:
-                def measure(seconds: float) -> Round:
-                    nonlocal cpu_s
-                    measured, used = self._measure_cpu(child, seconds)
-                    cpu_s += used
-                    return measured
-
-                return measure
-
-            calls: dict[str, Callable[[float], Round]] = {}
-            child = stack.enter_context(self._child("final-baseline"))
-            self._load_baseline(child, baseline)
-            calls[_BASELINE] = measurer(child)
-            by_key: dict[str, Accepted] = {}
-            for index, accepted in enumerate(contenders):
-                recipe = accepted.candidate.recipe
-                child = stack.enter_context(self._child(f"final-{index}"))
-                try:
-                    self._load(child, accepted.candidate, self._artifacts[recipe.name])
-                except ChildError as error:
-                    self._record(Failed(recipe=recipe, error=str(error), reproduce=child.reproduce))
-                    continue
-                key = str(accepted.candidate)
-                calls[key], by_key[key] = measurer(child), accepted
-            for call in calls.values():
-                with contextlib.suppress(ChildError):  # it fails again, and is dropped, in its first round
-                    call(0.0)
-            cpu_s = 0.0
-            before, started = take_snapshot(), time.monotonic()
-            rounds, dropped = interleave(
-                calls, rounds=self._plan.final_rounds, seconds=self._plan.round_s, seed=self._plan.seed
-            )
-            warnings = describe_disturbance(
-                before, take_snapshot(), own_cpu_s=cpu_s, wall_s=time.monotonic() - started
-            )
-        for key, error in dropped.items():
+        by_key = {str(accepted.candidate): accepted for accepted in _shortlist(self._accepted)}
+        contenders: dict[str, LoadRequest | LoadModelRequest] = {_BASELINE: self._baseline_request(baseline)}
+        for key, accepted in by_key.items():
+            contenders[key] = self._load_request(accepted.candidate)
+        comparison = compare_speeds(
+            contenders,
+            inputs=plan.validation,
+            folder=plan.workdir / "logs",
+            threads=plan.threads,
+            memory_limit_bytes=plan.memory_limit_bytes,
+            rounds=plan.final_rounds,
+            round_s=plan.round_s,
+            timeout_s=plan.timeout_s,
+            seed=plan.seed,
+        )
+        reference = self._baseline_rounds(comparison, baseline)
+        for key, loss in comparison.losses.items():
             if key in by_key:
-                self._record(Failed(recipe=by_key[key].candidate.recipe, error=str(error), reproduce=""))
-        if _BASELINE in dropped:
-            raise MeasurementError(f"The baseline failed in the last comparison: {dropped[_BASELINE]}")
-        reference = rounds.pop(_BASELINE)
+                candidate = by_key[key].candidate
+                self._record(
+                    Failed(
+                        recipe=candidate.recipe,
+                        settings=candidate.settings,
+                        error=loss.error,
+                        reproduce=loss.reproduce,
+                    )
+                )
         baseline_per_s = [item.per_s for item in reference]
         finalists = [
             Finalist(
                 accepted=by_key[key],
-                throughput=throughput(items, warnings=stability_warnings(items)),
-                speedup=ratio([item.per_s for item in items], baseline_per_s, seed=self._plan.seed),
+                throughput=throughput(items, warnings=stability_warnings(items, asked=plan.final_rounds)),
+                speedup=ratio(
+                    [item.per_s for item in items],
+                    baseline_per_s,
+                    paired=len(items) == len(reference),
+                    seed=plan.seed,
+                ),
             )
-            for key, items in rounds.items()
+            for key, items in comparison.rounds.items()
+            if key != _BASELINE
         ]
         finalists.sort(key=lambda finalist: -finalist.throughput.per_s)
         return _Final(
-            baseline=throughput(reference, warnings=stability_warnings(reference)),
+            baseline=throughput(reference, warnings=stability_warnings(reference, asked=plan.final_rounds)),
             finalists=tuple(finalists),
-            warnings=warnings,
+            warnings=comparison.warnings,
         )
+
+    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate) -> list[Round]:
+        """Return the baseline's rounds of the comparison, or of a second try of its own."""
+        if _BASELINE in comparison.rounds:
+            return comparison.rounds[_BASELINE]
+        plan = self._plan
+
+        def measure(child: Child) -> list[Round]:
+            self._load_baseline(child, baseline)
+            return [self._measure(child) for _ in range(plan.final_rounds)]
+
+        try:
+            return self._with_second_try("baseline-last", measure)
+        except ChildError as error:
+            raise MeasurementError(f"The baseline failed in the last comparison: {error}") from error
 
     # Steps in a child process.
 
@@ -553,17 +551,16 @@ class _Search:
             memory_limit_bytes=self._plan.memory_limit_bytes,
         )
 
-    def _load(self, child: Child, candidate: Candidate, artifact: Path) -> None:
-        child.ask(
-            LoadRequest(
-                recipe=candidate.recipe,
-                artifact=str(artifact),
-                signature=self._signature,
-                settings=candidate.settings,
-            ),
-            Loaded,
-            timeout_s=self._plan.timeout_s,
+    def _load_request(self, candidate: Candidate) -> LoadRequest:
+        return LoadRequest(
+            recipe=candidate.recipe,
+            artifact=str(self._artifacts[candidate.recipe.name]),
+            signature=self._signature,
+            settings=candidate.settings,
         )
+
+    def _load(self, child: Child, candidate: Candidate) -> None:
+        child.ask(self._load_request(candidate), Loaded, timeout_s=self._plan.timeout_s)
 
     def _predict(self, child: Child, name: str) -> NDArray[np.generic]:
         """Return the first output on the validation samples; write all outputs of the golden inputs."""
@@ -585,15 +582,8 @@ class _Search:
         return loaded
 
     def _measure(self, child: Child) -> Round:
-        return self._measure_cpu(child, self._plan.round_s)[0]
-
-    def _measure_cpu(self, child: Child, seconds: float) -> tuple[Round, float]:
-        reply = child.ask(
-            MeasureRequest(inputs=self._plan.validation, seconds=seconds),
-            Measured,
-            timeout_s=self._plan.timeout_s,
-        )
-        return Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s), reply.cpu_s
+        plan = self._plan
+        return measure_round(child, plan.validation, plan.round_s, timeout_s=plan.timeout_s)[0]
 
     def _record(self, outcome: Outcome) -> None:
         self._journal.append(outcome)

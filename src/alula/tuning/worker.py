@@ -14,7 +14,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +74,31 @@ class Worker:
             return Problem(error="The process ran out of memory.")
 
     def _carry_out(self, request: Request) -> Reply:
+        reply: Reply
         match request:
             case DescribeRequest():
-                return self._describe(request)
+                reply = self._describe(request)
             case ExportRequest():
-                return self._export(request)
+                reply = self._export(request)
             case BuildRequest():
-                return self._build(request)
+                reply = self._build(request)
             case LoadRequest():
-                return self._load(
+                reply = self._load(
                     lambda: engine_named(request.recipe.engine).load(
                         Path(request.artifact), signature=request.signature, settings=request.settings
                     ),
                     request.settings,
                 )
             case LoadModelRequest():
-                return self._load(
+                reply = self._load(
                     lambda: model_session(request.source, request.signature, request.settings),
                     request.settings,
                 )
             case PredictRequest():
-                return self._predict(request)
+                reply = self._predict(request)
             case MeasureRequest():
-                return self._measure(request)
+                reply = self._measure(request)
+        return reply
 
     def _describe(self, request: DescribeRequest) -> Described:
         model = load_model(request.source)
@@ -126,7 +128,7 @@ class Worker:
             engine_named(request.recipe.engine).build(export, artifact)
         return Built(seconds=time.perf_counter() - started)
 
-    def _load(self, load: Any, settings: Settings) -> Loaded:
+    def _load(self, load: Callable[[], Session], settings: Settings) -> Loaded:
         self.close()
         started = time.perf_counter()
         self._session = load()

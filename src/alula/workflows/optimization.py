@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from alula.bundle import (
     start,
     write_bundle,
 )
-from alula.core import Accepted, InputDescription, Outcome, Precision
+from alula.core import Accepted, Failed, InputDescription, Outcome, Precision
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
 from alula.errors import AccuracyError, BundleError, DataError, UsageError
-from alula.features import read_description
+from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
-from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, search
+from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, read_journal, search
 from alula.workflows.prediction import run_over_files
 from alula.workflows.running import Bundle
 from alula.workflows.samples import Materialized, default_description, materialize
@@ -134,7 +135,7 @@ def optimize(
     with tempfile.TemporaryDirectory(prefix="alula-") as scratch:
         workdir = Path(scratch)
         source = parse_source(model, weights=weights, workdir=workdir)
-        prepared = _Prepared.make(samples, parts, description, workdir, budget_threads, seed, report)
+        prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
         machine = fingerprint()
         plan = SearchPlan(
             source=source,
@@ -229,53 +230,51 @@ def _description(given: str | Path | InputDescription | None, samples: Samples) 
     return read_description(given) if isinstance(given, str | Path) else given
 
 
-class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
     calibration: Materialized
     validation: Materialized
     targets: NDArray[Any] | None
 
-    @classmethod
-    def make(
-        cls,
-        samples: Samples,
-        parts: Split,
-        description: InputDescription,
-        workdir: Path,
-        threads: int,
-        seed: int,
-        report: Report,
-    ) -> _Prepared:
-        # In random order, so that any first part of the validation samples is a fair subset.
-        order = np.random.default_rng(seed)
-        made = {}
-        for name, indices in (("calibration", parts.calibration), ("validation", parts.validation)):
-            report(f"preparing {len(indices)} {name} samples")
-            made[name] = materialize(
-                samples,
-                order.permutation(np.array(indices)).tolist(),
-                description=description,
-                folder=workdir,
-                name=name,
-                threads=threads,
-                max_rows=_max_rows(samples, description),
-            )
-        for name, least in (("calibration", 2), ("validation", 2)):
-            if len(made[name].rows) < least:
-                raise DataError(
-                    samples.source,
-                    f"It gives {len(made[name].rows)} {name} sample; expected at least {least}. Give more data.",
-                )
-        targets = samples.targets
-        return cls(
-            calibration=made["calibration"],
-            validation=made["validation"],
-            targets=None if targets is None else targets[made["validation"].rows],
+
+def _prepared(
+    samples: Samples,
+    parts: Split,
+    description: InputDescription,
+    workdir: Path,
+    threads: int,
+    seed: int,
+    report: Report,
+) -> _Prepared:
+    # In random order, so that any first part of the validation samples is a fair subset.
+    order = np.random.default_rng(seed)
+    made = {}
+    for name, indices in (("calibration", parts.calibration), ("validation", parts.validation)):
+        report(f"preparing {len(indices)} {name} samples")
+        made[name] = materialize(
+            samples,
+            order.permutation(np.array(indices)).tolist(),
+            description=description,
+            folder=workdir,
+            name=name,
+            threads=threads,
+            max_rows=_max_rows(samples, description),
         )
+    for name, least in (("calibration", 2), ("validation", 2)):
+        if len(made[name].rows) < least:
+            raise DataError(
+                samples.source,
+                f"It gives {len(made[name].rows)} {name} sample; expected at least {least}. Give more data.",
+            )
+    targets = samples.targets
+    return _Prepared(
+        calibration=made["calibration"],
+        validation=made["validation"],
+        targets=None if targets is None else targets[made["validation"].rows],
+    )
 
 
 def _max_rows(samples: Samples, description: InputDescription) -> int:
-    from alula.features import make_features
-
     shape = make_features(description).sample_shape
     if shape is None and samples.kind == "array":
         size = sum(array.nbytes for array in samples.array(0))
@@ -315,9 +314,7 @@ def _deployed(accepted: Accepted, result: SearchResult, *, rounds: tuple[float, 
 
 
 def _golden(result: SearchResult, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    arrays = {
-        name: np.load(path) for name, path in zip(manifest.golden_inputs, result.golden, strict=True)
-    }
+    arrays = {name: np.load(path) for name, path in zip(manifest.golden_inputs, result.golden, strict=True)}
     arrays |= {f"baseline_{index}": np.load(path) for index, path in enumerate(result.baseline_outputs)}
     for deployed in (manifest.chosen, *manifest.fallbacks):
         paths = result.golden_outputs[deployed.recipe]
@@ -350,12 +347,10 @@ def _model_name(source: Source) -> str:
 
 
 def _failures(journal: Path) -> str:
-    from alula.tuning import read_journal
-
     lines = []
     for outcome in read_journal(journal):
         if not isinstance(outcome, Accepted):
-            reason = outcome.error if hasattr(outcome, "error") else outcome.reason
+            reason = outcome.error if isinstance(outcome, Failed) else outcome.reason
             lines.append(f"{outcome.recipe}: {reason}")
     return " ".join(lines)
 
@@ -363,7 +358,8 @@ def _failures(journal: Path) -> str:
 def _reopen(target: Path, threads: int) -> Bundle:
     # The files were written by this call: there is nothing to verify, and their code is the user's own.
     manifest = read_manifest(target)
-    return Bundle(target, manifest, start(target, manifest, trust_code=True, threads=threads), threads=threads)
+    running = start(target, manifest, trust_code=True, threads=threads)
+    return Bundle(target, manifest, running, threads=threads)
 
 
 def _with_folder_run(bundle: Bundle, samples: Samples, parts: Split, report: Report) -> Bundle:

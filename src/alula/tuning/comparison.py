@@ -1,0 +1,119 @@
+"""Interleaved rounds of candidates, each living in its own process, only one computing at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alula.hardware import describe_disturbance, take_snapshot
+from alula.measure import Round, interleave
+from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest, Measured, MeasureRequest
+from alula.tuning.process import Child, ChildError
+
+__all__ = ["Comparison", "Loss", "compare_speeds", "measure_round"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Why a contender took no part: one readable line, and the command that repeats it."""
+
+    error: str
+    reproduce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came of a comparison.
+
+    Attributes:
+        rounds: by contender; round i of one and round i of another are neighbours in time.
+        losses: contenders that failed.
+        warnings: what disturbed the measurement, in words.
+    """
+
+    rounds: dict[str, list[Round]]
+    losses: dict[str, Loss]
+    warnings: tuple[str, ...]
+
+
+def compare_speeds(
+    contenders: Mapping[str, LoadRequest | LoadModelRequest],
+    *,
+    inputs: tuple[str, ...],
+    folder: Path,
+    threads: int,
+    memory_limit_bytes: int,
+    rounds: int,
+    round_s: float,
+    timeout_s: float,
+    seed: int = 0,
+) -> Comparison:
+    """Return the rounds of all contenders that could be loaded and run.
+
+    Args:
+        contenders: by name, how each is loaded.
+        inputs: one `.npy` (n, ...) per model input, real samples.
+        folder: for the children's requests and logs.
+        threads: thread budget of each.
+        memory_limit_bytes: of each child process.
+        rounds: how often each is timed.
+        round_s: length of a round.
+        timeout_s: of each step of a child.
+        seed: of the order.
+    """
+    losses: dict[str, Loss] = {}
+    used_cpu_s = 0.0
+    with contextlib.ExitStack() as stack:
+        children: dict[str, Child] = {}
+
+        def measurer(name: str) -> Callable[[float], Round]:
+            def measure(seconds: float) -> Round:
+                nonlocal used_cpu_s
+                measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=timeout_s)
+                used_cpu_s += cpu_s
+                return measured
+
+            return measure
+
+        calls: dict[str, Callable[[float], Round]] = {}
+        for index, (name, request) in enumerate(contenders.items()):
+            child = stack.enter_context(
+                Child(folder, f"compare-{index}", threads=threads, memory_limit_bytes=memory_limit_bytes)
+            )
+            children[name] = child
+            try:
+                child.ask(request, Loaded, timeout_s=timeout_s)
+                measurer(name)(0.0)  # warms up
+            except ChildError as error:
+                losses[name] = Loss(error=str(error), reproduce=child.reproduce)
+            else:
+                calls[name] = measurer(name)
+        if not calls:
+            return Comparison(rounds={}, losses=losses, warnings=())
+        used_cpu_s = 0.0
+        before, started = take_snapshot(), time.monotonic()
+        try:
+            done, dropped = interleave(calls, rounds=rounds, seconds=round_s, seed=seed)
+        except ChildError as error:  # the last one left
+            done, dropped = {}, dict.fromkeys(calls, error)
+        warnings = describe_disturbance(
+            before, take_snapshot(), own_cpu_s=used_cpu_s, wall_s=time.monotonic() - started
+        )
+        for name, failure in dropped.items():
+            losses[name] = Loss(error=str(failure), reproduce=children[name].reproduce)
+    return Comparison(rounds=done, losses=losses, warnings=warnings)
+
+
+def measure_round(
+    child: Child, inputs: tuple[str, ...], seconds: float, *, timeout_s: float
+) -> tuple[Round, float]:
+    """Return one round of what a child has loaded, and the CPU seconds that it took.
+
+    Raises:
+        ChildError: the child failed.
+    """
+    reply = child.ask(MeasureRequest(inputs=inputs, seconds=seconds), Measured, timeout_s=timeout_s)
+    return Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s), reply.cpu_s

@@ -1,0 +1,16 @@
+"""Where the concerns meet: optimize, load and predict, bench, doctor."""
+
+from alula.workflows.optimization import optimize, parse_duration_s
+from alula.workflows.prediction import PredictionReport, predict, run_over_files
+from alula.workflows.running import Bundle, Prediction, load
+
+__all__ = [
+    "Bundle",
+    "Prediction",
+    "PredictionReport",
+    "load",
+    "optimize",
+    "parse_duration_s",
+    "predict",
+    "run_over_files",
+]
