@@ -31,18 +31,14 @@ SCHEMA_VERSION = 1
 Activation = Literal["none", "sigmoid", "softmax"]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what a manifest holds: frozen and strict."""
-
-
-class FileRecord(_Record):
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file of the bundle."""
 
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Baseline(_Record):
+class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The user's model as it was, measured beside the chosen candidate."""
 
     recipe: str
@@ -51,7 +47,7 @@ class Baseline(_Record):
     rounds_per_s: tuple[float, ...]
 
 
-class Deployed(_Record):
+class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A recipe that the bundle carries and how to run it.
 
     Attributes:
@@ -73,7 +69,7 @@ class Deployed(_Record):
     golden: tuple[str, ...]
 
 
-class FolderRun(_Record):
+class FolderRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Throughput of the whole way (decode, features, model), measured with the bundle itself on the data."""
 
     samples_per_s: float
@@ -81,7 +77,7 @@ class FolderRun(_Record):
     files: int
 
 
-class Manifest(_Record):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of `bundle.json`.
 
     Attributes:

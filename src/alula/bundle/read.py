@@ -205,7 +205,7 @@ def _difference(expected: Arrays, got: Arrays) -> float:
             return float("inf")
         wide = np.asarray(want, np.float64)
         size = float(np.sqrt(np.mean(wide**2))) or 1.0
-        worst = float(np.maximum(worst, np.sqrt(np.mean((wide - have) ** 2)) / size))
+        worst = float(np.maximum(worst, np.sqrt(np.mean((wide - np.asarray(have, np.float64)) ** 2)) / size))
     return worst
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -92,7 +91,7 @@ def rewrite_manifest(bundle: Path, manifest: Manifest) -> None:
     temporary = bundle / f".{MANIFEST_NAME}.partial"
     try:
         temporary.write_bytes(encode_manifest(manifest))
-        os.replace(temporary, bundle / MANIFEST_NAME)
+        temporary.replace(bundle / MANIFEST_NAME)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
-        except (RuntimeError, ValueError, *_ort_errors()) as error:
+        except _failures() as error:
             raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
         self._specs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
             outputs: list[np.ndarray[Any, Any]] = self._session.run(
                 self._outputs, dict(zip(self._names, inputs, strict=True))
             )
-        except (RuntimeError, ValueError, *_ort_errors()) as error:
+        except _failures() as error:
             raise EngineError(f"ONNX Runtime failed on a batch: {_first_line(error)}") from error
         return tuple(outputs)
 
@@ -86,10 +86,12 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _ort_errors() -> tuple[type[Exception], ...]:
+def _failures() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (
+        RuntimeError,
+        ValueError,
         state.Fail,
         state.InvalidArgument,
         state.InvalidGraph,

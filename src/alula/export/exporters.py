@@ -90,7 +90,7 @@ class _FlatOutputs:
         import torch
         from torch.utils import _pytree as pytree
 
-        class FlatOutputs(torch.nn.Module):
+        class FlatOutputs(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
             def __init__(self) -> None:
                 super().__init__()
                 self.model = module
@@ -326,7 +326,7 @@ def signature_of_onnx(path: Path) -> Signature:
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, ValueError, RuntimeError, *_protobuf_errors()) as error:
+    except _onnx_read_failures() as error:
         raise ModelError(f"{path} is no readable ONNX file: {_short(error)}") from error
     initializers = {tensor.name for tensor in graph.initializer}
     return Signature(
@@ -335,10 +335,10 @@ def signature_of_onnx(path: Path) -> Signature:
     )
 
 
-def _protobuf_errors() -> tuple[type[Exception], ...]:
+def _onnx_read_failures() -> tuple[type[Exception], ...]:
     from google.protobuf.message import DecodeError
 
-    return (DecodeError,)
+    return (OSError, ValueError, RuntimeError, DecodeError)
 
 
 def _onnx_spec(value: Any) -> TensorSpec:

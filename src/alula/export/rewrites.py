@@ -118,7 +118,7 @@ def _record_convolutions(
     calls: dict[str, list[_Call]] = {}
     running: list[tuple[str, torch.Tensor]] = []
 
-    class Recorder(TorchFunctionMode):
+    class Recorder(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped here
         def __torch_function__(
             self,
             func: Callable[..., Any],

@@ -26,18 +26,14 @@ __all__ = [
 ]
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Base of all messages; the tag is the class name."""
-
-
-class DescribeRequest(_Message):
+class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Load the model and answer with its signature on samples (`.npy` files, one per input)."""
 
     source: Source
     samples: tuple[str, ...]
 
 
-class ExportRequest(_Message):
+class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Export the model into a folder."""
 
     source: Source
@@ -46,7 +42,7 @@ class ExportRequest(_Message):
     folder: str
 
 
-class BuildRequest(_Message):
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Make the artifact of a recipe from an export, with calibration data for INT8."""
 
     recipe: Recipe
@@ -57,7 +53,7 @@ class BuildRequest(_Message):
     saturating: bool
 
 
-class LoadRequest(_Message):
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Load an artifact; it replaces what was loaded before."""
 
     recipe: Recipe
@@ -66,7 +62,7 @@ class LoadRequest(_Message):
     settings: Settings
 
 
-class LoadModelRequest(_Message):
+class LoadModelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Load the user's own module as the baseline runs it: eager, inference mode."""
 
     source: Source
@@ -74,7 +70,7 @@ class LoadModelRequest(_Message):
     settings: Settings
 
 
-class PredictRequest(_Message):
+class PredictRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Run what is loaded over `.npy` inputs; write one `.npy` per wanted output."""
 
     inputs: tuple[str, ...]
@@ -82,40 +78,40 @@ class PredictRequest(_Message):
     limit: int | None = None
 
 
-class MeasureRequest(_Message):
+class MeasureRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Time what is loaded on real inputs, warmed up first if it is new."""
 
     inputs: tuple[str, ...]
     seconds: float
 
 
-class Described(_Message):
+class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The model's signature and name."""
 
     signature: Signature
     notes: tuple[str, ...] = ()
 
 
-class Built(_Message):
+class Built(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """A file was made, in so many seconds."""
 
     seconds: float
 
 
-class Loaded(_Message):
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """Ready to run, after so many seconds."""
 
     seconds: float
 
 
-class Predicted(_Message):
+class Predicted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """All inputs went through; `samples_per_s` includes nothing but the runs."""
 
     n: int
     samples_per_s: float
 
 
-class Measured(_Message):
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """One round."""
 
     samples: int
@@ -124,7 +120,7 @@ class Measured(_Message):
     cpu_s: float
 
 
-class Problem(_Message):
+class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The request failed; the child stays usable."""
 
     error: str

@@ -415,7 +415,7 @@ class _Search:
             )
         self._artifacts[recipe.name] = artifact
 
-    def _judge(self, child: Child, recipe: Recipe, artifact: Path, settings: Settings) -> Accuracy | Rejected:
+    def _judge(self, child: Child, recipe: Recipe, settings: Settings) -> Accuracy | Rejected:
         """Compare the recipe's outputs on the validation samples with the baseline's."""
         with _step(child):
             self._load(child, Candidate(recipe, settings))

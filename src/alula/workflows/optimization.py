@@ -44,7 +44,7 @@ __all__ = ["optimize", "parse_duration_s"]
 
 MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
 SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
-FOLDER_SECONDS = 12.0
+FOLDER_SECONDS = 8.0
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "soundfile", "soxr", "pillow")
 
 Report = Callable[[str], None]
@@ -369,13 +369,11 @@ def _with_folder_run(bundle: Bundle, samples: Samples, parts: Split, report: Rep
     report("measuring the folder run")
     files = [samples.items[index].path for index in parts.validation]
     distinct = list(dict.fromkeys(path for path in files if path is not None))
-    # One pass to warm caches and threads, then passes until there is enough to time.
-    wanted = max(1, int(bundle.manifest.chosen.throughput_per_s * FOLDER_SECONDS))
-    first = run_over_files(bundle, distinct[: min(len(distinct), 64)], emit=_ignore, fail=_ignore_failure)
+    # One pass warms caches and threads and tells how many files fill the time; the second one counts.
+    first = run_over_files(bundle, distinct, emit=_ignore, fail=_ignore_failure)
     if not first.samples:
         return bundle
-    per_file = first.samples / max(1, first.tasks_done)
-    count = max(1, int(wanted / per_file))
+    count = max(len(distinct), int(len(distinct) * FOLDER_SECONDS / first.wall_s))
     repeated = (distinct * (count // len(distinct) + 1))[:count]
     job = run_over_files(bundle, repeated, emit=_ignore, fail=_ignore_failure)
     folder = FolderRun(samples_per_s=job.samples_per_s, samples=job.samples, files=job.tasks_done)
