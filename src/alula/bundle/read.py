@@ -158,13 +158,18 @@ def start(
 def _reason_against(
     deployed: Deployed, manifest: Manifest, here: Fingerprint, *, trust_code: bool
 ) -> str | None:
-    if deployed.runs_code and not trust_code:
+    try:
+        # The engine knows whether its artifacts are code; the manifest's word may be a forger's.
+        runs_code = deployed.runs_code or engine_named(deployed.recipe.partition("/")[0]).runs_code
+    except AlulaError as error:
+        return str(error)
+    if runs_code and not trust_code:
         return (
             "loading it runs code from the bundle; say that you trust it with --trust-code (trust_code=True)"
         )
     if "/int8" in deployed.recipe and not int8_is_safe_here(manifest.machine, here):
         return "INT8 products saturate on this CPU and did not where it was tuned, so results would be wrong"
-    if manifest.machine.arch != here.arch and deployed.runs_code:
+    if manifest.machine.arch != here.arch and runs_code:
         return f"it was made for {manifest.machine.arch}; this machine is {here.arch}"
     return None
 

@@ -600,7 +600,11 @@ def _write_audio(path: Path, samples: Wave) -> None:
             import soundfile
         except ImportError as error:
             raise EngineUnavailableError("soundfile", install="pip install 'alula[audio]'") from error
-        soundfile.write(path, samples, SAMPLE_RATE_HZ, format="OGG", subtype="VORBIS")
+        # A second at a time: libsndfile's Vorbis encoder takes a whole call on its stack, and two minutes
+        # in one call overflow it.
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, format="OGG", subtype="VORBIS") as file:
+            for start in range(0, len(samples), SAMPLE_RATE_HZ):
+                file.write(samples[start : start + SAMPLE_RATE_HZ])
         return
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)

@@ -72,8 +72,8 @@ class WarmUp:
 class Concurrency:
     """Threads that stay the same over warm-up and rounds; use it in a `with` block.
 
-    Instance `i` always runs in the same thread (the only one in the caller's), so that what engines keep per thread (OpenMP pools,
-    buffers) is made once, in the warm-up, and not in a timed round.
+    Instance `i` always runs in the same thread (the only one in the caller's), so that what engines
+    keep per thread (OpenMP pools, buffers) is made once, in the warm-up, and not in a timed round.
 
     Args:
         instances: calls in flight at once.

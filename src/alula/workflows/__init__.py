@@ -1,13 +1,20 @@
 """Where the concerns meet: optimize, load and predict, bench, doctor."""
 
+from alula.workflows.benching import BenchReport, BenchRow, bench
+from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.optimization import optimize, parse_duration_s
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.running import Bundle, Prediction, load
 
 __all__ = [
+    "BenchReport",
+    "BenchRow",
     "Bundle",
+    "Diagnosis",
     "Prediction",
     "PredictionReport",
+    "bench",
+    "diagnose",
     "load",
     "optimize",
     "parse_duration_s",

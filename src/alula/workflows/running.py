@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.bundle import Manifest, Running, read_manifest, start, verify
+from alula.bundle import Deployed, Manifest, Running, read_manifest, start, verify
 from alula.core import Settings
 from alula.engines import Arrays
 from alula.errors import AlulaError, EngineError
@@ -63,6 +63,11 @@ class Bundle:
     def recipe(self) -> str:
         """The recipe that runs here: the chosen one, or a fallback."""
         return self._running.deployed.recipe
+
+    @property
+    def deployed(self) -> Deployed:
+        """What the manifest says about the recipe that runs here."""
+        return self._running.deployed
 
     @property
     def settings(self) -> Settings:

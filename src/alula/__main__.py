@@ -1,0 +1,6 @@
+"""`python -m alula`."""
+
+from alula.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The commands: parse, call one workflow, draw its result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alula._version import __version__
+from alula.cli.options import AlulaGroup, Screen, command_options, csv_of
+from alula.errors import UsageError
+
+__all__ = ["cli"]
+
+EXIT_SOME_INPUTS_FAILED = 3
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group(
+    cls=AlulaGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, "--version", prog_name="alula")
+def cli() -> None:
+    """Find the fastest accurate way to run a trained PyTorch model on this CPU, and run it.
+
+    Start with `alula demo`, or with `alula doctor` to see what this machine can do.
+    """
+
+
+@cli.command()
+@command_options
+def doctor(screen: Screen) -> None:
+    """Say what this machine can do: CPU, thread budget, engines."""
+    from alula.cli.render import draw_diagnosis
+    from alula.workflows import diagnose
+
+    diagnosis = diagnose()
+    screen.result(diagnosis, lambda console: draw_diagnosis(console, diagnosis))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Folder of class folders, CSV or Parquet manifest, or .npz.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The bundle to make, NAME.alula.")
+@click.option("--weights", type=FOLDER, help="State dict: .safetensors, .pth, .pt or .th.")
+@click.option("--input", "description", help="Input description: a preset's name or a TOML file.")
+@click.option("--labels", help="Class names in the model's order: a,b,c or a file with one per line.")
+@click.option(
+    "--metric", help="top1, balanced_accuracy, macro_auc, padded_cmap, mse, agreement or file.py:fn."
+)
+@click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
+@click.option("--scenario", type=click.Choice(["offline"]), default="offline", show_default=True)
+@click.option("--budget", default="10m", show_default=True, help="Start no recipe later than this.")
+@click.option("--engines", help="Only these engines, comma-separated.")
+@click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@click.option(
+    "--activation",
+    type=click.Choice(["none", "sigmoid", "softmax"]),
+    default="none",
+    show_default=True,
+    help="What `predict` applies to the model's output.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the bootstrap.")
+@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+@command_options
+def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
+    """Find the fastest way to run MODEL within an accuracy limit, and write it as a bundle.
+
+    MODEL is file.py:factory, package.module:factory, timm:NAME?option=value, torchvision:NAME, or a
+    .onnx, .pt2 or TorchScript file.
+    """
+    from alula.cli.progress import SearchProgress
+    from alula.cli.render import draw_search
+    from alula.workflows import optimize as run
+
+    progress = SearchProgress(screen)
+    with run(
+        model,
+        _existing(data),
+        output=options["output"],
+        weights=options["weights"],
+        input=options["description"],
+        labels=_labels(options["labels"]),
+        metric=options["metric"],
+        max_drop=options["max_drop"],
+        scenario=options["scenario"],
+        budget=options["budget"],
+        engines=csv_of(options["engines"]),
+        precisions=_precisions(options["precisions"]),
+        threads=options["threads"],
+        activation=options["activation"],
+        seed=options["seed"],
+        replace=options["replace"],
+        report=progress.report,
+        on_outcome=progress.outcome,
+    ) as bundle:
+        manifest = bundle.manifest
+    screen.result(manifest, lambda console: draw_search(console, options["output"], manifest))
+
+
+def _existing(data: str) -> Path:
+    if not Path(data).exists():
+        raise UsageError(f"--data {data} does not exist. Expected a folder, a manifest or an .npz file.")
+    return Path(data)
+
+
+def _labels(given: str | None) -> tuple[str, ...] | None:
+    if given is not None and Path(given).is_file():
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    return csv_of(given)
+
+
+def _precisions(given: str | None) -> Any:
+    known = ("fp32", "bf16", "int8")
+    chosen = csv_of(given)
+    for name in chosen or ():
+        if name not in known:
+            raise UsageError(f"There is no precision `{name}`; known are {', '.join(known)}.")
+    return chosen
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("-o", "--output", type=FOLDER, required=True, help="The table: .csv or .parquet.")
+@click.option(
+    "--format",
+    "table_format",
+    type=click.Choice(["csv", "parquet", "birdclef"]),
+    help="Default: from the suffix of the output.",
+)
+@click.option("--errors", type=FOLDER, help="Error report; default errors.csv beside the output.")
+@click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@command_options
+def predict(
+    screen: Screen,
+    bundle: Path,
+    inputs: tuple[str, ...],
+    output: Path,
+    table_format: str | None,
+    errors: Path | None,
+    trust_code: bool,
+    threads: int | None,
+) -> None:
+    """Run BUNDLE over INPUTS (folders, files or globs) and write one table.
+
+    Inputs that fail are listed in the error report; the others finish, and the exit code is 3.
+    """
+    from alula.cli.progress import job_progress
+    from alula.cli.render import draw_prediction
+    from alula.workflows import load
+    from alula.workflows import predict as run
+
+    with load(bundle, trust_code=trust_code, threads=threads) as loaded, job_progress(screen) as progress:
+        report = run(loaded, inputs, output=output, format=table_format, errors=errors, progress=progress)
+    screen.result(report, lambda console: draw_prediction(console, report))
+    if report.errors is not None:
+        sys.exit(EXIT_SOME_INPUTS_FAILED)
+
+
+@cli.command()
+@click.argument("bundles", nargs=-1, required=True, type=FOLDER)
+@click.option("--compare", multiple=True, type=FOLDER, help="Another bundle, measured in turn. Repeatable.")
+@click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@click.option("--rounds", type=int, default=9, show_default=True, help="How often each is timed.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a round.")
+@command_options
+def bench(
+    screen: Screen,
+    bundles: tuple[Path, ...],
+    compare: tuple[Path, ...],
+    trust_code: bool,
+    threads: int | None,
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Measure BUNDLES on this machine, in turn; ratios are over the first."""
+    from alula.cli.render import draw_bench
+    from alula.workflows import bench as run
+
+    report = run(
+        (*bundles, *compare),
+        trust_code=trust_code,
+        threads=threads,
+        rounds=rounds,
+        round_s=seconds,
+        report=screen.note,
+    )
+    screen.result(report, lambda console: draw_bench(console, report))
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@command_options
+def inspect(screen: Screen, bundle: Path) -> None:
+    """Say what is inside BUNDLE, what was measured and why it was chosen; checks every byte."""
+    from alula.bundle import read_manifest, verify
+    from alula.cli.render import draw_search
+
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    screen.result(manifest, lambda console: draw_search(console, bundle, manifest))
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=FOLDER, default=Path("demo-output"), show_default=True, help="Where files go."
+)
+@click.option("--budget", default="3m", show_default=True, help="Start no recipe later than this.")
+@command_options
+def demo(screen: Screen, output: Path, budget: str) -> None:
+    """Go the whole way on a built-in example: synthesised birds, nothing to download."""
+    from alula.cli.progress import SearchProgress, job_progress
+    from alula.cli.render import draw_demo
+    from alula.demo.run import run_demo
+
+    progress = SearchProgress(screen)
+    with job_progress(screen) as job:
+        result = run_demo(
+            output, budget=budget, report=progress.report, on_outcome=progress.outcome, progress=job
+        )
+    screen.result(result, lambda console: draw_demo(console, result))

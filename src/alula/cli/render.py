@@ -1,0 +1,237 @@
+"""Draws results for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alula.bundle import JOURNAL_NAME, Manifest
+from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected
+from alula.demo.run import DemoResult
+from alula.tuning import read_journal
+from alula.workflows import BenchReport, Diagnosis, PredictionReport
+
+__all__ = ["draw_bench", "draw_demo", "draw_diagnosis", "draw_manifest", "draw_prediction", "draw_search"]
+
+
+def _plain_table(*columns: str, right: Iterable[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in set(right) else "left", overflow="fold")
+    return table
+
+
+def _in_words(accuracy: Accuracy) -> str:
+    """Return the verdict as one sentence with its evidence."""
+    worse = "worse" if accuracy.drop > 0 else "better" if accuracy.drop < 0 else "the same"
+    by = "" if accuracy.drop == 0 else f" by {abs(accuracy.drop):.4f}"
+    return (
+        f"{accuracy.metric} {accuracy.chosen:.4f} against {accuracy.baseline:.4f} before: {worse}{by} "
+        f"(drop {accuracy.drop:+.4f}, 95 % interval [{accuracy.drop_low:+.4f}, {accuracy.drop_high:+.4f}], "
+        f"limit {accuracy.limit:g}, {accuracy.n} samples)"
+    )
+
+
+def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
+    """Draw what a search tried and what won."""
+    outcomes = list(read_journal(bundle / JOURNAL_NAME))
+    table = _plain_table(
+        "recipe", "best settings", "samples/s", "x baseline", "drop", "verdict", right=(2, 3, 4)
+    )
+    base = manifest.baseline
+    table.add_row(
+        f"{base.recipe} (as it was)",
+        str(base.settings),
+        f"{base.throughput_per_s:.1f}",
+        "1.0",
+        "",
+        "baseline",
+    )
+    for row in _best_by_recipe(outcomes):
+        if isinstance(row, Accepted):
+            recipe = row.candidate.recipe.name
+            table.add_row(
+                recipe,
+                str(row.candidate.settings),
+                f"{row.throughput.per_s:.1f}",
+                f"{row.throughput.per_s / base.throughput_per_s:.1f}",
+                f"{row.accuracy.drop:+.4f}",
+                "chosen" if recipe == manifest.chosen.recipe else "accepted",
+            )
+        else:
+            text = f"failed: {row.error}" if isinstance(row, Failed) else f"rejected: {row.reason}"
+            table.add_row(row.recipe.name, "", "", "", "", text)
+    console.print(table)
+    console.print()
+    draw_manifest(console, bundle, manifest)
+
+
+def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
+    best: dict[str, Accepted] = {}
+    losses: dict[str, Failed | Rejected] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Accepted):
+            name = outcome.candidate.recipe.name
+            if name not in best or outcome.throughput.per_s > best[name].throughput.per_s:
+                best[name] = outcome
+        else:
+            losses[outcome.recipe.name] = outcome
+    winners = sorted(best.values(), key=lambda accepted: -accepted.throughput.per_s)
+    return [*winners, *(loss for name, loss in losses.items() if name not in best)]
+
+
+def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
+    """Draw what is inside a bundle, what was measured, and why it was chosen."""
+    chosen, baseline = manifest.chosen, manifest.baseline
+    size = sum(record.bytes for record in manifest.files.values())
+    rows = [
+        ("bundle", f"{bundle} ({size / 2**20:.1f} MiB, {len(manifest.files) + 1} files)"),
+        ("model", manifest.model),
+        ("inputs", "; ".join(map(str, manifest.signature.inputs))),
+        ("outputs", "; ".join(map(str, manifest.signature.outputs))),
+        ("labels", "none" if manifest.labels is None else _short(manifest.labels)),
+        ("chosen", f"{chosen.recipe}, {chosen.settings}"),
+        ("fallbacks", ", ".join(item.recipe for item in manifest.fallbacks) or "none"),
+        (
+            "speed",
+            f"{chosen.throughput_per_s:.1f} samples/s against {baseline.throughput_per_s:.1f} before "
+            f"({baseline.recipe}, {baseline.settings})",
+        ),
+        (
+            "speed-up",
+            f"{manifest.speedup} over {len(chosen.rounds_per_s)} interleaved rounds"
+            + ("" if manifest.speedup.certain else ": no difference"),
+        ),
+        ("accuracy", _in_words(manifest.accuracy)),
+    ]
+    if manifest.folder is not None:
+        rows.append(
+            ("folder run", f"{manifest.folder.samples_per_s:.1f} samples/s with decoding and features")
+        )
+    rows += [
+        ("data", f"{manifest.data}: {len(manifest.calibration)} for calibration, the rest for the verdict"),
+        ("machine", f"{manifest.machine.model_name}, {manifest.machine.thread_budget} threads"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+    rows += [("rewritten", note) for note in manifest.notes]
+    rows += [("warning", text) for text in manifest.warnings]
+    _draw_pairs(console, rows)
+
+
+def _draw_pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table, highlight=False, markup=False)
+
+
+def _short(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(labels[:6])
+    return f"{len(labels)}: {shown}{', …' if len(labels) > 6 else ''}"
+
+
+def draw_prediction(console: Console, report: PredictionReport) -> None:
+    """Draw what a folder run did."""
+    job = report.job
+    rows = [
+        ("output", report.output),
+        ("done", f"{job.tasks_done} files, {job.samples} samples in {job.wall_s:.1f} s ({report.recipe})"),
+        ("speed", f"{job.samples_per_s:.1f} samples/s with decoding and features" + _against(report)),
+        ("work", f"decoding and features {job.prepare_cpu_s:.1f} CPU s, model {job.model_s:.1f} s"),
+    ]
+    if report.errors is not None:
+        rows.append(("failed", f"{job.tasks_failed} files; {report.errors} says which and why"))
+    _draw_pairs(console, rows)
+
+
+def _against(report: PredictionReport) -> str:
+    if report.promised_per_s is None:
+        return ""
+    return f"; the search measured {report.promised_per_s:.1f}"
+
+
+def draw_demo(console: Console, result: DemoResult) -> None:
+    """Draw the whole of the demo: what was tried, what won, what came out, where it is."""
+    draw_search(console, Path(result.bundle), result.manifest)
+    console.print()
+    draw_prediction(console, result.prediction)
+    folder = result.folder
+    _draw_pairs(
+        console,
+        [
+            (
+                "score",
+                f"macro AUC {result.macro_auc:.3f} of {result.windows} windows against the known songs",
+            ),
+            (
+                "files",
+                f"{folder}/birds.alula, {folder}/predictions.csv, {folder}/soundscapes, {folder}/clips",
+            ),
+            ("next", f"alula inspect {result.bundle}"),
+        ],
+    )
+
+
+def draw_bench(console: Console, report: BenchReport) -> None:
+    """Draw the speeds of bundles."""
+    table = _plain_table(
+        "bundle", "recipe", "settings", "samples/s", "when tuned", "change", "x first", right=(3, 4, 5)
+    )
+    for row in report.rows:
+        table.add_row(
+            row.bundle,
+            row.recipe,
+            str(row.settings),
+            f"{row.throughput.per_s:.1f}",
+            f"{row.tuned_per_s:.1f}",
+            f"{row.change:+.1%}",
+            "" if row.ratio is None else str(row.ratio) + ("" if row.ratio.certain else ", no difference"),
+        )
+    console.print(table, highlight=False, markup=False)
+    notes = [*report.warnings, *(text for row in report.rows for text in row.throughput.warnings)]
+    for text in dict.fromkeys(notes):
+        console.print(f"warning: {text}", highlight=False, markup=False)
+
+
+def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Draw what this machine can do."""
+    cpu, limits = diagnosis.cpu, diagnosis.limits
+    quota = "none" if limits.quota is None else f"{limits.quota:g} CPUs ({limits.source})"
+    rows = [
+        ("CPU", f"{cpu.model_name} ({cpu.vendor}, {cpu.arch})"),
+        ("cores", f"{cpu.physical_cores} physical, {cpu.logical_cores} logical"),
+        ("ISA", ", ".join(cpu.isa)),
+        ("caches", f"L2 {cpu.l2_bytes / 2**20:g} MiB, L3 {cpu.l3_bytes / 2**20:g} MiB"),
+        ("affinity", f"{limits.affinity} CPUs"),
+        ("CPU quota", quota),
+        ("threads", f"{diagnosis.threads}: what every run uses unless told otherwise"),
+        (
+            "memory",
+            f"{diagnosis.memory.total_bytes / 2**30:.1f} GiB, {diagnosis.memory.available_bytes / 2**30:.1f} "
+            f"available ({diagnosis.memory.source})",
+        ),
+    ]
+    for part in (*diagnosis.engines, *diagnosis.quantizers):
+        rows.append((part.name, part.version or f"not installed: {part.install}"))
+    if diagnosis.torch is not None:
+        build = diagnosis.torch
+        uses = [
+            name
+            for name, has in (("oneDNN", build.onednn), ("MKL", build.mkl), ("OpenMP", build.openmp))
+            if has
+        ]
+        rows.append(
+            (
+                "torch build",
+                f"{build.cpu_capability}, {', '.join(uses)}; quantized: {', '.join(build.quantized_engines)}",
+            )
+        )
+    _draw_pairs(console, rows)
+    console.print()
+    for finding in diagnosis.findings:
+        console.print(f"- {finding}", highlight=False, markup=False)
