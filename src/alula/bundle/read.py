@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from alula.bundle.manifest import MANIFEST_NAME, Deployed, Manifest, decode_manifest, sha256_of
 from alula.bundle.write import GOLDEN_NAME
 from alula.core import Settings
-from alula.engines import Arrays, Session, engine_named
+from alula.engines import Arrays, Session, engine_named, run_in_batches
 from alula.errors import AlulaError, BundleError
 from alula.hardware import Fingerprint, fingerprint, int8_is_safe_here, thread_budget
 
@@ -188,7 +188,11 @@ def _start_checked(
     inputs = tuple(golden[name] for name in manifest.golden_inputs)
     expected = tuple(golden[name] for name in deployed.golden)
     try:
-        difference = _difference(expected, session.run(inputs))
+        parts = run_in_batches(
+            session, inputs, specs=manifest.signature.inputs, batch_size=settings.batch_size
+        )
+        outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        difference = _difference(expected, outputs)
         limit = TOLERANCE[precision.partition("-")[0]]
         if not difference <= limit:
             raise BundleError(

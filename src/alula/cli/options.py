@@ -19,6 +19,8 @@ from rich.console import Console
 
 from alula.errors import AlulaError
 
+PLAIN_WIDTH = 120
+
 __all__ = ["AlulaGroup", "Screen", "command_options", "csv_of"]
 
 
@@ -93,13 +95,20 @@ def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
             json=as_json,
             quiet=quiet,
             verbose=verbose,
-            out=Console(markup=False, highlight=False),
-            err=Console(stderr=True, markup=False, highlight=False),
+            out=_console(),
+            err=_console(stderr=True),
         )
         with _warnings_on(screen):
             return function(screen, *args, **kwargs)
 
     return update_wrapper(wrapper, function)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH  # files and pipes have no width; 80 would fold every table
+    return console
 
 
 @contextmanager

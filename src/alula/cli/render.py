@@ -20,7 +20,13 @@ __all__ = ["draw_bench", "draw_demo", "draw_diagnosis", "draw_manifest", "draw_p
 def _plain_table(*columns: str, right: Iterable[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in set(right) else "left", overflow="fold")
+        # The first column is what people look for: never cut, never folded.
+        table.add_column(
+            column,
+            justify="right" if index in set(right) else "left",
+            overflow="fold",
+            no_wrap=index == 0,
+        )
     return table
 
 
@@ -53,13 +59,17 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
     for row in _best_by_recipe(outcomes):
         if isinstance(row, Accepted):
             recipe = row.candidate.recipe.name
+            chosen = recipe == manifest.chosen.recipe
+            # The chosen one was measured again beside the baseline; the others stand as screened.
+            settings = manifest.chosen.settings if chosen else row.candidate.settings
+            per_s = manifest.chosen.throughput_per_s if chosen else row.throughput.per_s
             table.add_row(
                 recipe,
-                str(row.candidate.settings),
-                f"{row.throughput.per_s:.1f}",
-                f"{row.throughput.per_s / base.throughput_per_s:.1f}",
+                str(settings),
+                f"{per_s:.1f}",
+                f"{per_s / base.throughput_per_s:.1f}",
                 f"{row.accuracy.drop:+.4f}",
-                "chosen" if recipe == manifest.chosen.recipe else "accepted",
+                "chosen" if chosen else "accepted",
             )
         else:
             text = f"failed: {row.error}" if isinstance(row, Failed) else f"rejected: {row.reason}"
@@ -216,15 +226,14 @@ def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
             f"available ({diagnosis.memory.source})",
         ),
     ]
-    for part in (*diagnosis.engines, *diagnosis.quantizers):
-        rows.append((part.name, part.version or f"not installed: {part.install}"))
+    rows += [
+        (part.name, part.version or f"not installed: {part.install}")
+        for part in (*diagnosis.engines, *diagnosis.quantizers)
+    ]
     if diagnosis.torch is not None:
         build = diagnosis.torch
-        uses = [
-            name
-            for name, has in (("oneDNN", build.onednn), ("MKL", build.mkl), ("OpenMP", build.openmp))
-            if has
-        ]
+        parts = {"oneDNN": build.onednn, "MKL": build.mkl, "OpenMP": build.openmp}
+        uses = [name for name, has in parts.items() if has]
         rows.append(
             (
                 "torch build",

@@ -11,9 +11,19 @@ import importlib
 from importlib.metadata import entry_points
 
 from alula.engines.base import Arrays, Engine, Session, check_inputs
+from alula.engines.batching import filled, run_in_batches
 from alula.errors import EngineError, UsageError, closest
 
-__all__ = ["Arrays", "Engine", "Session", "check_inputs", "engine_named", "engine_names"]
+__all__ = [
+    "Arrays",
+    "Engine",
+    "Session",
+    "check_inputs",
+    "engine_named",
+    "engine_names",
+    "filled",
+    "run_in_batches",
+]
 
 _BUILT_IN = {
     "torch": "alula.engines.torch_eager:TorchEngine",

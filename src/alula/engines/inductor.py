@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
-from alula.engines.base import Arrays
+from alula.engines.base import Arrays, check_inputs
 from alula.engines.torch_eager import INSTALL, TorchSession, load_exported, require_torch
 from alula.errors import EngineError, EngineUnavailableError
 
@@ -57,9 +58,15 @@ class InductorSession:
         from torch._inductor import config
 
         module = load_exported(path)
+        self._specs = signature.inputs
         self._batch_size = settings.batch_size
         # Compilation runs in this thread; callers later reuse its result.
-        with config.patch({"freezing": True, "cpp.threads": settings.threads}):
+        with (
+            config.patch({"freezing": True, "cpp.threads": settings.threads}),
+            warnings.catch_warnings(),
+        ):
+            # Inductor warns of torch's own deprecated parts, which the user did not choose.
+            warnings.simplefilter("ignore")
             compiled = torch.compile(module, dynamic=False)
             self._session = TorchSession("inductor", compiled, signature=signature, settings=settings)
             try:
@@ -70,7 +77,7 @@ class InductorSession:
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `alula.engines.base.Session.run`."""
-        missing = self._batch_size - (inputs[0].shape[0] if inputs and inputs[0].ndim else 0)
+        missing = self._batch_size - check_inputs("inductor", self._specs, inputs)
         if missing <= 0:
             return self._session.run(inputs)
         padded = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in inputs)

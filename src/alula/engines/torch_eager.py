@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +38,15 @@ def require_torch() -> str:
 
 
 def flat_arrays(outputs: object) -> Arrays:
-    """Return the tensors of a module's output (tensor, or nested tuple, list or dict) as arrays, in order."""
+    """Return copies of the tensors of a module's output (tensor, or nested tuple, list or dict), in order.
+
+    An output may be an input, a weight, or a view of one; the caller's arrays are none of these.
+    """
     import torch
     from torch.utils import _pytree as pytree
 
     leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-    return tuple(leaf.detach().numpy() for leaf in leaves)
+    return tuple(np.array(leaf.detach().numpy(), order="C") for leaf in leaves)
 
 
 class TorchSession:
@@ -64,20 +69,22 @@ class TorchSession:
         self._prepared = threading.local()
 
     def _prepare_thread(self) -> None:
-        # PyTorch keeps one OpenMP team and one flush-to-zero flag per calling thread.
+        # PyTorch keeps one OpenMP team and one flush-to-zero flag per calling thread. Another session may
+        # have left its own count in this thread since the last call.
         import torch
 
-        torch.set_num_threads(self._threads)
-        torch.set_flush_denormal(True)
-        self._prepared.done = True
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        if not getattr(self._prepared, "done", False):
+            torch.set_flush_denormal(True)
+            self._prepared.done = True
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `alula.engines.base.Session.run`."""
         import torch
 
         check_inputs(self._name, self._signature.inputs, inputs)
-        if not getattr(self._prepared, "done", False):
-            self._prepare_thread()
+        self._prepare_thread()
         tensors = [_as_tensor(array) for array in inputs]
         try:
             with torch.inference_mode():
@@ -93,8 +100,10 @@ class TorchSession:
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     import torch
 
-    # from_numpy shares memory and warns on read-only arrays, which memory-mapped inputs are.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # from_numpy shares memory, warns on read-only arrays, which memory-mapped inputs are, and refuses
+    # negative strides.
+    plain = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array if plain else array.copy(order="C"))
 
 
 def _closed(*_: object) -> object:
@@ -138,7 +147,13 @@ def load_exported(path: Path) -> torch.nn.Module:
     require_torch()
     import torch
 
+    # Before it fails, torch logs a traceback of its first attempt; the error says the same in one line.
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return torch.export.load(path).module()
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, AssertionError, zipfile.BadZipFile) as error:
         raise EngineError(f"{path} is no readable exported program: {_first_line(error)}") from error
+    finally:
+        logger.setLevel(level)

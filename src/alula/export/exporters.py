@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,21 +63,28 @@ def export_module(
     plain, notes = rewritten(module, samples)
     tensors = tuple(torch.from_numpy(np.array(sample)) for sample in samples)
     wrapped = _FlatOutputs.wrap(plain)
+    # Another batch than the exporter saw, of another size: a value or a batch size that tracing took for a
+    # constant shows as a difference.
+    others = tuple(np.concatenate([sample[::-1], sample[:1]]) for sample in samples)
+    checks = tuple(torch.from_numpy(other) for other in others)
     with torch.no_grad():
         outputs = plain(*tensors)
-        references = [tensor.numpy() for tensor in wrapped(*tensors)]
+        references = [tensor.numpy() for tensor in wrapped(*checks)]
     signature = _signature(module, samples, outputs)
     path = folder / ARTIFACT_FILES[target]
     if target == "onnx":
         _export_onnx(wrapped, tensors, signature, path)
-        _check(target, references, _run_onnx(path, signature, samples))
+        _check(target, references, _run_onnx(path, signature, others))
     elif target == "exported":
         program = _export_program(wrapped, tensors)
         torch.export.save(program, path)
         reloaded = torch.export.load(path).module()
-        _check(target, references, [tensor.detach().numpy() for tensor in reloaded(*tensors)])
+        _check(target, references, _run_torch(target, reloaded, checks))
     elif target == "torchscript":
-        _check(target, references, _export_torchscript(wrapped, tensors, path))
+        _export_torchscript(wrapped, tensors, path)
+        with _quiet():
+            reloaded = torch.jit.load(str(path))
+            _check(target, references, _run_torch(target, reloaded, checks))
     else:
         raise ModelError(f"A module cannot be exported as `{target}`; use onnx, exported or torchscript.")
     return Exported(signature, notes)
@@ -179,13 +187,13 @@ def _distinct(specs: list[TensorSpec], taken: set[str]) -> tuple[TensorSpec, ...
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps exporters' advice to their own developers off the user's screen."""
+    """Keeps exporters' advice to their own developers, and graphs they print, off the user's screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -260,16 +268,29 @@ def _run_onnx(
 
         reference: Sequence[NDArray[np.generic]] = ReferenceEvaluator(onnx.load(path)).run(names, feeds)
         return reference
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs: Sequence[NDArray[np.generic]] = session.run(names, feeds)
+    options.log_severity_level = 4  # a failure is raised; it need not be printed as well
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        outputs: Sequence[NDArray[np.generic]] = session.run(names, feeds)
+    except (
+        RuntimeError,
+        ValueError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.NotImplemented,
+        state.RuntimeException,
+    ) as error:
+        raise _unlike("onnx", error) from error
     return outputs
 
 
 def _export_torchscript(
     wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], path: Path
-) -> list[NDArray[np.generic]]:
+) -> None:
     import torch
 
     with _quiet(), torch.no_grad():
@@ -277,10 +298,27 @@ def _export_torchscript(
             traced = torch.jit.trace(wrapped, tensors, check_trace=False)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"TorchScript cannot trace this model: {_short(error)}") from error
-        traced = torch.jit.freeze(traced.eval())
-        traced.save(str(path))
-        outputs = torch.jit.load(str(path))(*tensors)
+        torch.jit.freeze(traced.eval()).save(str(path))
+
+
+def _run_torch(
+    target: str, program: Callable[..., Any], tensors: tuple[torch.Tensor, ...]
+) -> Sequence[NDArray[np.generic]]:
+    import torch
+
+    with torch.no_grad():
+        try:
+            outputs = program(*tensors)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise _unlike(target, error) from error
     return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _unlike(target: str, error: BaseException) -> ModelError:
+    return ModelError(
+        f"The {target} export fails on a batch that it was not made with: {_short(error)} The exporter took "
+        "something for a constant that depends on the data; keep the model's computation in tensors."
+    )
 
 
 def largest_difference(expected: Sequence[NDArray[np.generic]], got: Sequence[NDArray[np.generic]]) -> float:
@@ -305,8 +343,9 @@ def _check(target: str, expected: Sequence[NDArray[Any]], got: Sequence[NDArray[
     difference = largest_difference(expected, got)
     if not difference <= MAX_DIFFERENCE:
         raise ModelError(
-            f"The {target} export differs from the module by {difference:.2g} of the output scale on real "
-            f"samples; expected at most {MAX_DIFFERENCE:g}. The exporter got this model wrong."
+            f"The {target} export differs from the module by {difference:.2g} of the output scale on a "
+            f"batch of real samples; expected at most {MAX_DIFFERENCE:g}. The exporter got this model wrong: "
+            "it may have taken something for a constant that depends on the data."
         )
 
 
@@ -344,6 +383,8 @@ def _onnx_read_failures() -> tuple[type[Exception], ...]:
 def _onnx_spec(value: Any) -> TensorSpec:
     import onnx
 
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise ModelError(f"`{value.name}` of the ONNX file is no tensor; expected tensors in and out.")
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     sizes: list[int | str] = []

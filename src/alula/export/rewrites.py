@@ -55,11 +55,14 @@ def flush_denormals(module: nn.Module) -> int:
     """
     import torch
 
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     count = 0
     with torch.no_grad():
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
-                tiny = (tensor.abs() < FLUSH_BELOW) & (tensor != 0)
+                # Bits without the sign: a thread that flushes denormals compares them as equal to zero.
+                nonzero = tensor.view(integers[tensor.element_size()]) << 1 != 0
+                tiny = (tensor.abs() < FLUSH_BELOW) & nonzero
                 found = int(tiny.sum())
                 if found:
                     tensor[tiny] = 0
@@ -87,7 +90,8 @@ def fold_computed_weights(module: nn.Module, tensors: Sequence[torch.Tensor]) ->
     if not candidates:
         return 0
     first = _record_convolutions(module, candidates, tensors)
-    second = _record_convolutions(module, candidates, [tensor.flip(0) * 0.5 for tensor in tensors])
+    others = [tensor.flip(0) * 0.5 if tensor.is_floating_point() else tensor.flip(0) for tensor in tensors]
+    second = _record_convolutions(module, candidates, others)
     folded = 0
     for name, child in candidates.items():
         plain = _plain_convolution(child, first.get(name), second.get(name))
@@ -116,7 +120,7 @@ def _record_convolutions(
     from torch.overrides import TorchFunctionMode
 
     calls: dict[str, list[_Call]] = {}
-    running: list[tuple[str, torch.Tensor]] = []
+    running: list[tuple[str, torch.Tensor | None]] = []
 
     class Recorder(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped here
         def __torch_function__(
@@ -128,21 +132,26 @@ def _record_convolutions(
         ) -> Any:
             if func in (torch.conv2d, torch.nn.functional.conv2d) and running:
                 name, received = running[-1]
-                calls.setdefault(name, []).append(_Call(received, args, kwargs or {}))
+                result = func(*args, **(kwargs or {}))
+                calls.setdefault(name, []).append(_Call(received, args, kwargs or {}, result))
+                return result
             return func(*args, **(kwargs or {}))
 
     def entering(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            running.append((name, args[0]))
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # A plain convolution may not know the keyword, so a call by keyword is left alone.
+            running.append((name, args[0] if args and not kwargs else None))
 
         return hook
 
-    def leaving(*_: Any) -> None:
-        running.pop()
+    def leaving(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        name, _ = running.pop()
+        for call in calls.get(name, []):
+            call.is_all = call.is_all and call.result is output
 
     handles = []
     for name, child in candidates.items():
-        handles.append(child.register_forward_pre_hook(entering(name), prepend=True))
+        handles.append(child.register_forward_pre_hook(entering(name), prepend=True, with_kwargs=True))
         handles.append(child.register_forward_hook(leaving))
     try:
         with torch.no_grad(), Recorder():
@@ -154,7 +163,7 @@ def _record_convolutions(
 
 
 class _Call:
-    """One convolution as it was really called."""
+    """One convolution as it was really called, and whether its result is all that the module made."""
 
     _DEFAULTS: ClassVar[dict[str, Any]] = {
         "bias": None,
@@ -164,14 +173,18 @@ class _Call:
         "groups": 1,
     }
 
-    def __init__(self, received: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, received: torch.Tensor | None, args: Sequence[Any], kwargs: dict[str, Any], result: torch.Tensor
+    ) -> None:
+        self.result = result
+        self.is_all = True
         names = ("input", "weight", *self._DEFAULTS)
         given = {**self._DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
         self.weight = given["weight"].detach().clone()
         self.bias = None if given["bias"] is None else given["bias"].detach().clone()
         self.stride, self.padding = given["stride"], given["padding"]
         self.dilation, self.groups = given["dilation"], given["groups"]
-        self.pad = _constant_pad(received, given["input"])
+        self.pad = None if received is None else _constant_pad(received, given["input"])
 
 
 def _constant_pad(received: torch.Tensor, given: torch.Tensor) -> tuple[int, int, int, int] | None:
@@ -197,7 +210,10 @@ def _plain_convolution(
     if first is None or second is None or len(first) != 1 or len(second) != 1:
         return None  # never called, or called several times with possibly different paddings
     one, other = first[0], second[0]
-    if one.pad is None or not torch.equal(one.weight, other.weight) or torch.equal(one.weight, child.weight):
+    if one.pad is None or not one.is_all or not torch.equal(one.weight, other.weight):
+        return None  # something happens before or after it, or the weight depends on the input
+    stored = child._parameters.get("weight")  # none where the weight is an attribute that is computed
+    if stored is not None and torch.equal(one.weight, stored):
         return None
     out_channels, in_per_group, *kernel = one.weight.shape
     plain = nn.Conv2d(

@@ -44,14 +44,17 @@ class OnnxRuntimeStatic:
     ) -> None:
         """See `Quantizer.quantize`."""
         self.version()
+        from google.protobuf.message import DecodeError
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         names = [spec.name for spec in signature.inputs]
-        logging.getLogger().setLevel(logging.ERROR)  # the quantizer advises on the root logger
-        with tempfile.TemporaryDirectory(dir=artifact) as scratch:
-            prepared = Path(scratch) / "prepared.onnx"
-            try:
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # the quantizer advises its own developers on the root logger
+        try:
+            with tempfile.TemporaryDirectory(dir=artifact) as scratch:
+                prepared = Path(scratch) / "prepared.onnx"
                 # Symbolic shape inference is for transformers; it fails on some convolutional graphs.
                 quant_pre_process(
                     str(export / ARTIFACT_FILES["onnx"]), str(prepared), skip_symbolic_shape=True
@@ -67,10 +70,20 @@ class OnnxRuntimeStatic:
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                 )
-            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-                raise EngineError(
-                    f"ONNX Runtime cannot quantize this model: {type(error).__name__}: {error}"
-                ) from error
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            AssertionError,
+            DecodeError,
+        ) as error:
+            raise EngineError(
+                f"ONNX Runtime cannot quantize this model: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            root.setLevel(level)
 
 
 class _Reader:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.core import Settings, Signature
-from alula.engines import Arrays, Session, engine_named
+from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, signature_of_module, signature_of_onnx
 from alula.measure import Concurrency
@@ -59,6 +59,7 @@ class Worker:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._settings = Settings()
+        self._signature = Signature((), ())
         self._concurrency: Concurrency | None = None
         self._stack = contextlib.ExitStack()
         self._warm = False
@@ -88,11 +89,13 @@ class Worker:
                         Path(request.artifact), signature=request.signature, settings=request.settings
                     ),
                     request.settings,
+                    request.signature,
                 )
             case LoadModelRequest():
                 reply = self._load(
                     lambda: model_session(request.source, request.signature, request.settings),
                     request.settings,
+                    request.signature,
                 )
             case PredictRequest():
                 reply = self._predict(request)
@@ -120,7 +123,7 @@ class Worker:
             quantizer_for(request.recipe.name).quantize(
                 export,
                 artifact,
-                batches=lambda: _batches(_mapped(request.calibration), CALIBRATION_BATCH),
+                batches=lambda: _calibration_batches(_mapped(request.calibration), request.signature),
                 signature=request.signature,
                 saturating=request.saturating,
             )
@@ -128,11 +131,12 @@ class Worker:
             engine_named(request.recipe.engine).build(export, artifact)
         return Built(seconds=time.perf_counter() - started)
 
-    def _load(self, load: Callable[[], Session], settings: Settings) -> Loaded:
+    def _load(self, load: Callable[[], Session], settings: Settings, signature: Signature) -> Loaded:
         self.close()
         started = time.perf_counter()
         self._session = load()
         self._settings = settings
+        self._signature = signature
         self._stack.callback(self._session.close)
         self._concurrency = self._stack.enter_context(Concurrency(settings.instances))
         self._warm = False
@@ -149,8 +153,13 @@ class Worker:
         n = min(len(inputs[0]), request.limit or len(inputs[0]))
         collected: list[list[NDArray[Any]]] = [[] for _ in request.outputs]
         started = time.perf_counter()
-        for batch in _batches([array[:n] for array in inputs], self._settings.batch_size):
-            for kept, output in zip(collected, session.run(batch), strict=False):
+        for outputs in run_in_batches(
+            session,
+            tuple(array[:n] for array in inputs),
+            specs=self._signature.inputs,
+            batch_size=self._settings.batch_size,
+        ):
+            for kept, output in zip(collected, outputs, strict=False):
                 kept.append(output)
         elapsed = time.perf_counter() - started
         for path, parts in zip(request.outputs, collected, strict=True):
@@ -232,9 +241,12 @@ def _heads(paths: Sequence[str]) -> list[NDArray[Any]]:
     return [np.array(array[:2]) for array in _mapped(paths)]
 
 
-def _batches(arrays: Sequence[NDArray[Any]], size: int) -> Iterator[Arrays]:
+def _calibration_batches(arrays: Sequence[NDArray[Any]], signature: Signature) -> Iterator[Arrays]:
+    fixed = signature.inputs[0].shape[0]
+    size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
     for start in range(0, len(arrays[0]), size):
-        yield tuple(np.ascontiguousarray(array[start : start + size]) for array in arrays)
+        batch = tuple(np.ascontiguousarray(array[start : start + size]) for array in arrays)
+        yield filled(signature.inputs, batch)
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def parse_duration_s(text: str | float) -> float:
     if not re.fullmatch(r"\s*(\d+(?:\.\d+)?\s*[hms]\s*)+|\s*\d+(?:\.\d+)?\s*", str(text)) or not parts:
         raise UsageError(f"`{text}` is no duration; expected for example `90s`, `10m` or `1h30m`.")
     seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if seconds <= 0:
+    if not 0 < seconds < float("inf"):
         raise UsageError(f"`{text}` is no positive duration; expected for example `10m`.")
     return seconds
 
@@ -324,8 +324,11 @@ def _golden(result: SearchResult, manifest: Manifest) -> dict[str, NDArray[Any]]
 
 def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> tuple[str, ...]:
     found = [*result.warnings, *accepted.accuracy.warnings, *result.finalists[0].throughput.warnings]
-    if not result.finalists[0].speedup.certain:
+    speedup = result.finalists[0].speedup
+    if not speedup.certain:
         found.append("no difference in speed to the baseline could be shown")
+    elif speedup.median < 1:
+        found.append("slower than the baseline: allow more engines, or run the model as it is")
     problems = [*prepared.calibration.problems, *prepared.validation.problems]
     if problems:
         found.append(f"{len(problems)} samples of the data could not be read, for example: {problems[0]}")

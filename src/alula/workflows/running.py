@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from alula.bundle import Deployed, Manifest, Running, read_manifest, start, verify
 from alula.core import Settings
-from alula.engines import Arrays
+from alula.engines import Arrays, filled
 from alula.errors import AlulaError, EngineError
 from alula.hardware import thread_budget
 from alula.pipeline import iter_job
@@ -119,12 +119,9 @@ class Bundle:
 
         A model with a fixed batch axis gets its last batch filled up.
         """
-        fixed = self.manifest.signature.inputs[0].shape[0]
-        missing = fixed - len(batch[0]) if isinstance(fixed, int) else 0
-        if missing <= 0:
-            return self._running.session.run(batch)
-        filled = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in batch)
-        return tuple(output[:-missing] for output in self._running.session.run(filled))
+        whole = filled(self.manifest.signature.inputs, batch)
+        outputs = self._running.session.run(whole)
+        return outputs if whole is batch else tuple(output[: len(batch[0])] for output in outputs)
 
     def scores(self, batch: Arrays) -> Arrays:
         """Return the first output of a batch with the bundle's activation applied, as a 1-tuple."""

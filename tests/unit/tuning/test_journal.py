@@ -1,0 +1,70 @@
+"""The record of a search survives being cut off at any byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alula.core import Accepted, Accuracy, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
+from alula.errors import BundleError
+from alula.tuning import Journal, read_journal
+
+ACCURACY = Accuracy(
+    metric="top1", n=10, baseline=0.9, chosen=0.8, drop=0.1, drop_low=0.0, drop_high=0.2, limit=0.01
+)
+OUTCOMES: tuple[Outcome, ...] = (
+    Accepted(
+        candidate=Candidate(Recipe("onnxruntime", "fp32"), Settings(threads=2, batch_size=8)),
+        accuracy=ACCURACY,
+        throughput=Throughput(per_s=100.5, rounds_per_s=(100.0, 101.0)),
+        seconds=1.5,
+    ),
+    Rejected(recipe=Recipe("openvino", "int8", "nncf"), reason="`top1` fell", accuracy=ACCURACY),
+    Failed(
+        recipe=Recipe("inductor", "fp32"),
+        error="It »failed«,\nin two lines",
+        reproduce="python -m x < y",
+        settings=Settings(instances=2),
+    ),
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    journal = Journal(tmp_path / "search.jsonl")
+    for outcome in OUTCOMES:
+        journal.append(outcome)
+    return journal
+
+
+def test_what_was_appended_is_read_in_order(journal: Journal) -> None:
+    assert tuple(read_journal(journal.path)) == OUTCOMES
+    assert journal.path.read_bytes().count(b"\n") == len(OUTCOMES)
+
+
+def test_each_outcome_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "search.jsonl")
+    for count, outcome in enumerate(OUTCOMES, 1):
+        journal.append(outcome)
+        assert tuple(read_journal(journal.path)) == OUTCOMES[:count]
+
+
+def test_a_new_journal_starts_empty(journal: Journal) -> None:
+    assert tuple(read_journal(Journal(journal.path).path)) == ()
+
+
+def test_a_journal_cut_at_any_byte_gives_the_whole_lines_before(journal: Journal) -> None:
+    content = journal.path.read_bytes()
+    for end in range(len(content)):
+        journal.path.write_bytes(content[:end])
+        assert tuple(read_journal(journal.path)) == OUTCOMES[: content[:end].count(b"\n")]
+
+
+@pytest.mark.parametrize("line", [b"nonsense\n", b'{"type":"won"}\n', b"\xff\xfe\n", b"\n"])
+def test_a_damaged_line_is_named(journal: Journal, line: bytes) -> None:
+    first, _, rest = journal.path.read_bytes().partition(b"\n")
+    journal.path.write_bytes(first + b"\n" + line + rest)
+    with pytest.raises(BundleError, match="Line 2 is no outcome") as raised:
+        tuple(read_journal(journal.path))
+    assert raised.value.path == str(journal.path)

@@ -1,0 +1,239 @@
+"""A child process comes to an end in all cases, and says in one line how."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from tiny import CLASSES, FEATURES
+
+from alula.core import Recipe, Settings, Signature, TensorSpec
+from alula.engines.fake import FakeScript
+from alula.sources import Source
+from alula.tuning import Child, ChildError, LoadRequest
+from alula.tuning.messages import (
+    Built,
+    Described,
+    DescribeRequest,
+    Loaded,
+    Measured,
+    MeasureRequest,
+    Predicted,
+    PredictRequest,
+)
+
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", ("b", FEATURES)),), (TensorSpec("scores", "float32", ("b", CLASSES)),)
+)
+ANSWER_S = 60.0  # for what must answer: no test waits so long unless it fails
+HANG_S = 1.0  # for what never answers
+GIB = 2**30
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator[Child]:
+    with Child(tmp_path / "logs", "trial", threads=1, memory_limit_bytes=2 * GIB) as child:
+        yield child
+
+
+@pytest.fixture
+def samples(tmp_path: Path, rng: np.random.Generator) -> str:
+    path = tmp_path / "x.npy"
+    np.save(path, rng.normal(size=(20, FEATURES)).astype(np.float32))
+    return str(path)
+
+
+def scripted(folder: Path, *, batch_size: int = 8, **script: Any) -> LoadRequest:
+    """Return the request that loads the fake engine with a script."""
+    folder.mkdir(exist_ok=True)
+    (folder / "fake.json").write_bytes(msgspec.json.encode(FakeScript(**script)))
+    return LoadRequest(
+        recipe=Recipe("fake", "fp32"),
+        artifact=str(folder),
+        signature=SIGNATURE,
+        settings=Settings(batch_size=batch_size),
+    )
+
+
+def gone(pid: int, *, within_s: float = ANSWER_S) -> bool:
+    """Whether a process, whoever's child it is, ends within that time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], within_s)[0])  # readable when it has ended
+    finally:
+        os.close(descriptor)
+
+
+def test_a_child_answers_request_after_request(child: Child, tmp_path: Path, samples: str) -> None:
+    child.ask(scripted(tmp_path / "artifact", scale=2.0), Loaded, timeout_s=ANSWER_S)
+    output = str(tmp_path / "y.npy")
+    done = child.ask(PredictRequest(inputs=(samples,), outputs=(output,)), Predicted, timeout_s=ANSWER_S)
+    assert done.n == 20
+    np.testing.assert_array_equal(np.load(output), 2 * np.load(samples)[:, :CLASSES])
+    limited = PredictRequest(inputs=(samples,), outputs=(output,), limit=11)
+    assert child.ask(limited, Predicted, timeout_s=ANSWER_S).n == len(np.load(output)) == 11
+    measured = child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=ANSWER_S)
+    assert measured.samples == 8 * len(measured.calls_s)
+    assert child.alive
+
+
+def test_a_problem_is_reported_and_the_child_stays_usable(child: Child, tmp_path: Path, samples: str) -> None:
+    with pytest.raises(ChildError, match="holds no fake script") as raised:
+        child.ask(
+            LoadRequest(
+                recipe=Recipe("fake", "fp32"), artifact="absent", signature=SIGNATURE, settings=Settings()
+            ),
+            Loaded,
+            timeout_s=ANSWER_S,
+        )
+    assert not raised.value.died
+    assert child.alive
+    child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+
+
+def test_a_request_before_any_load_is_a_problem(child: Child, samples: str) -> None:
+    with pytest.raises(ChildError, match="Nothing is loaded"):
+        child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=ANSWER_S)
+
+
+def test_an_answer_of_another_kind_is_refused(child: Child, tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match=r"answered Loaded.*expected Built"):
+        child.ask(scripted(tmp_path / "artifact"), Built, timeout_s=ANSWER_S)
+
+
+def test_a_crash_gives_the_exit_code(child: Child, tmp_path: Path) -> None:
+    with pytest.raises(ChildError, match=r"^The process ended with exit code 41\.$") as raised:
+        child.ask(scripted(tmp_path / "artifact", fault="exit", fault_at="load"), Loaded, timeout_s=ANSWER_S)
+    assert raised.value.died
+    assert not child.alive
+    with pytest.raises(ChildError, match="has ended"):
+        child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+
+
+def test_the_last_line_of_the_log_explains_a_crash(tmp_path: Path) -> None:
+    with Child(tmp_path, "mute", threads=1, memory_limit_bytes=GIB) as child:
+        (tmp_path / "mute.log").write_text("warning: one\n\n  fatal: no such kernel  \n\n")
+        with pytest.raises(ChildError, match=r"exit code 41: fatal: no such kernel\.$"):
+            child.ask(scripted(tmp_path / "a", fault="exit", fault_at="load"), Loaded, timeout_s=ANSWER_S)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "SIGKILL (often the system's way to free memory)."), (signal.SIGSEGV, "SIGSEGV.")],
+)
+def test_a_signal_is_named(child: Child, tmp_path: Path, number: signal.Signals, words: str) -> None:
+    child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+    os.kill(child.pid, number)
+    with pytest.raises(ChildError) as raised:
+        child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+    assert str(raised.value) == f"The process was ended by signal {words}"
+    assert raised.value.died
+
+
+def test_a_hanging_child_is_stopped(child: Child, tmp_path: Path, samples: str) -> None:
+    child.ask(scripted(tmp_path / "artifact", fault="hang"), Loaded, timeout_s=ANSWER_S)
+    with pytest.raises(ChildError, match=r"^Stopped: no answer within 1 s\.$") as raised:
+        child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=HANG_S)
+    assert not raised.value.died  # it would hang again
+    assert gone(child.pid)
+
+
+def test_a_child_that_eats_memory_is_stopped(tmp_path: Path, samples: str) -> None:
+    with Child(tmp_path / "logs", "hungry", threads=1, memory_limit_bytes=GIB // 2) as child:
+        with pytest.raises(ChildError, match=r"^Stopped: it used \d+\.\d GiB of memory; .* 0\.5 GiB\.$"):
+            child.ask(
+                scripted(tmp_path / "artifact", fault="memory", fault_at="load"), Loaded, timeout_s=ANSWER_S
+            )
+        assert gone(child.pid)
+
+
+def test_the_child_ends_with_its_input_even_while_it_hangs(tmp_path: Path) -> None:
+    hang = scripted(tmp_path / "artifact", fault="hang", fault_at="load")
+    finished = subprocess.run(
+        [sys.executable, "-m", "alula.tuning.worker"],
+        input=msgspec.json.encode(hang) + b"\n",
+        capture_output=True,
+        timeout=ANSWER_S,
+    )
+    assert (finished.returncode, finished.stdout) == (0, b"")
+
+
+_SEARCH_THAT_HANGS = """
+import sys
+from pathlib import Path
+from alula.tuning import Child, LoadRequest
+from alula.tuning.messages import Loaded
+import msgspec
+with Child(Path(sys.argv[1]), "orphan", threads=1, memory_limit_bytes=2**40) as child:
+    print(child.pid, flush=True)
+    child.ask(msgspec.json.decode(sys.argv[2], type=LoadRequest), Loaded, timeout_s=1000)
+"""
+
+
+def test_a_search_that_is_killed_leaves_no_child(tmp_path: Path) -> None:
+    hang = scripted(tmp_path / "artifact", fault="hang", fault_at="load")
+    with subprocess.Popen(
+        [sys.executable, "-c", _SEARCH_THAT_HANGS, str(tmp_path), msgspec.json.encode(hang).decode()],
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        assert gone(pid)
+
+
+_NOISY_FACTORY = """
+import os, subprocess
+from pathlib import Path
+import torch
+
+def noisy():
+    print("a banner")
+    os.write(1, b"a banner of a C library\\n")
+    started = subprocess.Popen(["sleep", "1000"])
+    Path(__file__).with_name("pid").write_text(str(started.pid))
+    return torch.nn.Linear(8, 4)
+"""
+
+
+def test_prints_go_to_the_log_and_what_the_model_started_ends_with_the_child(
+    child: Child, tmp_path: Path, samples: str
+) -> None:
+    (tmp_path / "noisy.py").write_text(_NOISY_FACTORY)
+    source = Source(kind="factory", spec=f"{tmp_path}/noisy.py:noisy", search_path=(str(tmp_path),))
+    request = DescribeRequest(source=source, samples=(samples,))
+    described = child.ask(request, Described, timeout_s=ANSWER_S)
+    assert described.signature.outputs[0].shape == ("b", 4)
+    assert "a banner\n" in (log := (tmp_path / "logs" / "trial.log").read_text())
+    assert "a banner of a C library\n" in log
+    grandchild = int((tmp_path / "pid").read_text())
+    assert not gone(grandchild, within_s=0)
+    child.close()
+    assert gone(child.pid)
+    assert gone(grandchild)
+    child.close()  # twice is allowed
+
+
+def test_the_reproduce_command_repeats_the_failure(child: Child, tmp_path: Path, samples: str) -> None:
+    child.ask(scripted(tmp_path / "artifact", fault="exit"), Loaded, timeout_s=ANSWER_S)
+    with pytest.raises(ChildError, match="exit code 41"):
+        child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=ANSWER_S)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    again = subprocess.run(
+        child.reproduce, shell=True, capture_output=True, env=environment, timeout=ANSWER_S
+    )
+    assert again.returncode == 41
+    assert msgspec.json.decode(again.stdout)["type"] == "Loaded"

@@ -1,0 +1,307 @@
+"""The search goes on whatever a recipe does, and says in one line what it did."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from tiny import CLASSES, FEATURES, write_factory, write_onnx
+
+from alula.accuracy import metric_named
+from alula.core import Accepted, Failed, Outcome, Recipe, Rejected
+from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
+from alula.errors import MeasurementError, ModelError
+from alula.measure.fake import ScriptedClock
+from alula.sources import parse_source
+from alula.tuning import Journal, SearchPlan, SearchResult, read_journal, search
+
+FAKE = Recipe("fake", "fp32")
+REAL = Recipe("onnxruntime", "fp32")
+N = 40
+
+
+@dataclass
+class Found:
+    """What came of a search."""
+
+    result: SearchResult
+    outcomes: list[Outcome]
+    reports: list[str] = field(default_factory=list)
+
+    def of(self, recipe: Recipe) -> list[Outcome]:
+        return [
+            outcome
+            for outcome in self.outcomes
+            if (outcome.candidate.recipe if isinstance(outcome, Accepted) else outcome.recipe) == recipe
+        ]
+
+
+def run(plan: SearchPlan, **options: Any) -> Found:
+    """Search; the journal holds what `on_outcome` got, whatever happens."""
+    outcomes: list[Outcome] = []
+    reports: list[str] = []
+    journal = Journal(plan.workdir / "search.jsonl")
+    try:
+        result = search(plan, journal=journal, report=reports.append, on_outcome=outcomes.append, **options)
+    finally:
+        assert list(read_journal(journal.path)) == outcomes
+    return Found(result, outcomes, reports)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, rng: np.random.Generator) -> SearchPlan:
+    """A search over the fake engine and ONNX Runtime, on an ONNX file that both compute alike.
+
+    The batch axis is fixed, so that there is one setting to measure.
+    """
+    workdir = tmp_path / "search"
+    workdir.mkdir()
+    x = rng.normal(size=(N, FEATURES)).astype(np.float32)
+    np.save(workdir / "validation.npy", x)
+    np.save(workdir / "calibration.npy", x[:10] + 1)
+    return SearchPlan(
+        source=parse_source(write_onnx(tmp_path / "model.onnx", batch=8)),
+        workdir=workdir,
+        calibration=(str(workdir / "calibration.npy"),),
+        validation=(str(workdir / "validation.npy"),),
+        targets=x[:, :CLASSES].argmax(axis=1),
+        metric=metric_named("top1"),
+        max_drop=0.01,
+        recipes=(FAKE, REAL),
+        threads=1,
+        saturating=False,
+        budget_s=600.0,
+        memory_limit_bytes=4 * 2**30,
+        timeout_s=60.0,
+        round_s=0.01,
+        final_rounds=6,
+    )
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say what the fake engine does in this search."""
+
+    def set_script(**fields: Any) -> None:
+        monkeypatch.setenv(SCRIPT_VARIABLE, msgspec.json.encode(FakeScript(**fields)).decode())
+
+    return set_script
+
+
+def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., None]) -> None:
+    script(seconds_per_batch=0.02)
+    found = run(plan)
+    assert [type(outcome) for outcome in found.outcomes] == [Accepted, Accepted]
+    result = found.result
+    # ONNX Runtime multiplies 8x4 numbers in microseconds, the fake engine sleeps for 20 ms.
+    assert [finalist.accepted.candidate.recipe for finalist in result.finalists] == [REAL, FAKE]
+    assert result.finalists[1].speedup.high < 1
+    assert all(len(finalist.throughput.rounds_per_s) == 6 for finalist in result.finalists)
+    assert result.baseline.recipe == REAL
+    assert result.validation_samples == N
+    assert result.finalists[0].accepted.accuracy.drop == 0
+    assert set(result.artifacts) == {FAKE.name, REAL.name}
+    golden = np.load(result.golden[0])
+    for paths in (result.baseline_outputs, *map(result.golden_outputs.get, (FAKE.name, REAL.name))):
+        assert paths is not None
+        np.testing.assert_allclose(np.load(paths[0]), golden[:, :CLASSES], rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["build", "load", "run"])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("error", r"The fake engine failed, as its script says\."),
+        ("exit", r"The process ended with exit code 41\."),
+        ("hang", r"Stopped: no answer within 5 s\."),
+        ("memory", r"Stopped: it used \d+\.\d GiB of memory; allowed were 0\.8 GiB\."),
+    ],
+)
+def test_a_recipe_that_breaks_costs_one_line(
+    plan: SearchPlan, script: Callable[..., None], fault: str, place: str, says: str
+) -> None:
+    script(fault=fault, fault_at=place)
+    plan = replace(
+        plan,
+        timeout_s=5.0 if fault == "hang" else plan.timeout_s,
+        memory_limit_bytes=int(0.8 * 2**30) if fault == "memory" else plan.memory_limit_bytes,
+    )
+    found = run(plan)
+    (failed,) = found.of(FAKE)
+    assert isinstance(failed, Failed)
+    assert re.fullmatch(says, failed.error)
+    assert failed.seconds > 0
+    assert [type(outcome) for outcome in found.of(REAL)] == [Accepted]
+    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+    assert "alula.tuning.worker < " in failed.reproduce
+    assert Path(shlex.split(failed.reproduce)[-1]).is_file()
+
+
+def test_the_command_of_a_failure_repeats_it(plan: SearchPlan, script: Callable[..., None]) -> None:
+    script(fault="error", fault_at="run")
+    (failed,) = run(replace(plan, recipes=(FAKE,))).of(FAKE)
+    assert isinstance(failed, Failed)
+    command = failed.reproduce.replace(Path(sys.executable).name, shlex.quote(sys.executable), 1)
+    again = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    last = msgspec.json.decode(again.stdout.splitlines()[-1])
+    assert last == {"type": "Problem", "error": failed.error}
+
+
+@pytest.mark.parametrize("scale", [1.01, -1.0, 0.0])
+def test_an_engine_that_computes_something_else_is_rejected(
+    plan: SearchPlan, script: Callable[..., None], scale: float
+) -> None:
+    """A factor of 1.01 changes no top-1 result, and is no rounding."""
+    script(scale=scale)
+    found = run(plan)
+    (rejected,) = found.of(FAKE)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("FP32 outputs differ from the model's by ")
+    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+
+
+def test_rounding_is_no_difference(plan: SearchPlan, script: Callable[..., None]) -> None:
+    script(scale=1.0001)
+    assert [type(outcome) for outcome in run(plan).of(FAKE)] == [Accepted]
+
+
+def test_nan_is_rejected(plan: SearchPlan, script: Callable[..., None]) -> None:
+    script(fault="nan")
+    (rejected,) = run(plan).of(FAKE)
+    assert isinstance(rejected, Rejected)
+    assert "\n" not in rejected.reason
+
+
+def test_nan_after_the_golden_samples_is_rejected(plan: SearchPlan, script: Callable[..., None]) -> None:
+    """The engine is right on the first two of five batches."""
+    script(fault="nan", fault_after=2)
+    (rejected,) = run(plan).of(FAKE)
+    assert isinstance(rejected, Rejected)
+    assert "\n" not in rejected.reason
+
+
+def test_a_recipe_that_dies_in_the_last_comparison_is_lost_and_the_others_stand(
+    plan: SearchPlan, script: Callable[..., None]
+) -> None:
+    # Calls are counted from each load: 6 judge, the warm-up and 3 of 20 ms screen, but 9 rounds take 27.
+    script(fault="exit", fault_after=14, seconds_per_batch=0.02)
+    found = run(replace(plan, round_s=0.05, final_rounds=9))
+    assert [type(outcome) for outcome in found.of(FAKE)] == [Accepted, Failed]
+    lost = found.of(FAKE)[1]
+    assert isinstance(lost, Failed)
+    assert lost.error == "The process ended with exit code 41."
+    assert lost.settings is not None
+    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+    assert len(found.result.finalists[0].throughput.rounds_per_s) == 9
+
+
+def test_when_every_recipe_fails_the_baseline_is_left(plan: SearchPlan, script: Callable[..., None]) -> None:
+    script(fault="exit", fault_at="load")
+    found = run(replace(plan, recipes=(FAKE,)))
+    assert found.result.finalists == found.result.accepted == ()
+    assert found.result.baseline_throughput.per_s > 0
+
+
+def test_no_recipe_is_started_after_the_budget(plan: SearchPlan) -> None:
+    class Impatient(ScriptedClock):
+        """A clock on which every look takes a minute."""
+
+        def monotonic(self) -> float:
+            self.advance(60.0)
+            return super().monotonic()
+
+    found = run(replace(plan, budget_s=90.0, recipes=(REAL, FAKE)), clock=Impatient())
+    assert [type(outcome) for outcome in found.of(REAL)] == [Accepted]
+    assert found.of(FAKE) == [Rejected(recipe=FAKE, reason="not tried: the budget of 90 s is used up")]
+
+
+def test_an_onnx_file_has_no_other_export(plan: SearchPlan) -> None:
+    recipe = Recipe("torchscript", "fp32")
+    found = run(replace(plan, recipes=(recipe, REAL)))
+    (failed,) = found.of(recipe)
+    assert isinstance(failed, Failed)
+    assert failed.error == "It needs a PyTorch module, and the model is an ONNX file."
+    assert len(found.result.finalists) == 1
+
+
+def test_a_model_that_cannot_be_read_ends_the_search(plan: SearchPlan, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        run(plan)
+
+
+def test_a_model_that_does_not_fit_the_samples_ends_the_search(plan: SearchPlan) -> None:
+    np.save(plan.validation[0], np.zeros((N, FEATURES + 1), np.float32))
+    with pytest.raises(MeasurementError, match=r"^The baseline .* cannot be run: .*\(8, 9\)"):
+        run(plan)
+
+
+def test_a_module_from_a_file_is_searched_beside_a_broken_engine(
+    plan: SearchPlan, script: Callable[..., None], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    script(fault="exit", fault_at="run")
+    for path in (*plan.validation, *plan.calibration):
+        np.save(path, rng.normal(size=(N, 3, 16, 16)).astype(np.float32))
+    found = run(
+        replace(
+            plan,
+            source=parse_source(f"{write_factory(tmp_path)}:tiny"),
+            targets=None,
+            metric=metric_named("agreement"),
+            recipes=(FAKE, REAL, Recipe("torchscript", "fp32")),
+        )
+    )
+    assert found.result.baseline.recipe == Recipe("torch", "fp32")
+    assert [type(outcome) for outcome in found.of(FAKE)] == [Failed]
+    assert {finalist.accepted.candidate.recipe.engine for finalist in found.result.finalists} == {
+        "onnxruntime",
+        "torchscript",
+    }
+    assert all(a.accuracy.drop == 0 for a in found.result.accepted)
+
+
+def test_an_export_that_fails_is_tried_once_for_all_recipes_that_need_it(
+    plan: SearchPlan, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    (tmp_path / "net.py").write_text(_NOT_EXPORTABLE)
+    for path in (*plan.validation, *plan.calibration):
+        np.save(path, rng.normal(size=(N, FEATURES)).astype(np.float32))
+    found = run(
+        replace(
+            plan,
+            source=parse_source(f"{tmp_path}/net.py:awkward"),
+            targets=None,
+            metric=metric_named("agreement"),
+            recipes=(FAKE, REAL),
+        )
+    )
+    first, second = found.outcomes
+    assert isinstance(first, Failed)
+    assert isinstance(second, Failed)
+    assert first.error == second.error
+    assert "\n" not in first.error
+    assert found.reports.count("exporting to onnx") == 1
+
+
+_NOT_EXPORTABLE = """
+import numpy as np
+import torch
+
+class Awkward(torch.nn.Module):
+    def forward(self, x):
+        # NumPy in the middle: no exporter follows it.
+        return torch.from_numpy(np.sort(x.detach().numpy(), axis=1)[:, :4].copy())
+
+def awkward():
+    return Awkward()
+"""
