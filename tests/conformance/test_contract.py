@@ -1,8 +1,8 @@
 """The contract of engines and quantizers, for each one in the registries.
 
-A new engine or quantizer is tested by being registered, and by one line in `RUNTIMES` or `QUANTIZER_RUNTIMES`.
-An FP32 recipe must agree with the module, an INT8 recipe must resemble it, and the scripted engine must do
-what its script says.
+A new engine or quantizer is tested by being registered, and by one line in `RUNTIMES` or
+`QUANTIZER_RUNTIMES`. An FP32 recipe must agree with the module, an INT8 recipe must resemble it, and the
+scripted engine must do what its script says.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ class Subject:
         return tuple(leaf.numpy().copy() for leaf in leaves)
 
 
-def exported(
-    module: ConvNet, example: Callable[[np.random.Generator, int], Arrays], folder: Path
-) -> Subject:
+def exported(module: ConvNet, example: Callable[[np.random.Generator, int], Arrays], folder: Path) -> Subject:
     rng = np.random.default_rng(5)
     calibrated(module, rng)
     signature = None
@@ -331,7 +329,7 @@ def test_several_inputs_and_outputs(loadable_several: Loadable, rng: np.random.G
         for array, before in zip(inputs, given, strict=True):
             np.testing.assert_array_equal(array, before)
     for wrong in (given[:1], [given[0], given[1][:0]], [given[0], np.array(1)], [given[0], given[1] * 1.0]):
-        with pytest.raises(EngineError, match="got .*; expected "):
+        with pytest.raises(EngineError, match=r"got .*; expected "):
             session.run(tuple(wrong))
     session.close()
 
@@ -439,14 +437,16 @@ def test_an_unreadable_artifact(loadable: Loadable, tmp_path: Path, spoil: Spoil
 
 
 @pytest.mark.parametrize("name", engine_names())
-def test_a_missing_runtime(name: str, simple: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime(
+    name: str, simple: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = RUNTIMES[name]
     if runtime is None:
         assert engine_named(name).version()
         return
     engine = built(f"{name}/fp32", simple, tmp_path).engine
     monkeypatch.setitem(sys.modules, runtime, None)
-    with pytest.raises(EngineUnavailableError, match="is not installed here. Install it with `pip install"):
+    with pytest.raises(EngineUnavailableError, match=r"is not installed here\. Install it with `pip install"):
         engine.version()
     with pytest.raises(EngineUnavailableError, match="pip install"):
         engine.load(tmp_path, signature=simple.signature, settings=LAYOUTS[0])
@@ -457,7 +457,7 @@ def test_a_missing_quantizer(
     recipe_name: str, simple: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, QUANTIZER_RUNTIMES[recipe_name], None)
-    with pytest.raises(EngineUnavailableError, match="is not installed here. Install it with `pip install"):
+    with pytest.raises(EngineUnavailableError, match=r"is not installed here\. Install it with `pip install"):
         quantizer_for(recipe_name).version()
     with pytest.raises(EngineUnavailableError):
         quantizer_for(recipe_name).quantize(
@@ -501,7 +501,9 @@ def test_quantizing_garbage(recipe_name: str, simple: Subject, tmp_path: Path) -
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match=r"no engine `onnxruntim`; known are .*Did you mean `onnxruntime`\?"):
         engine_named("onnxruntim")
-    with pytest.raises(UsageError, match=r"no INT8 recipe `openvino/int8-ncf`.*Did you mean `openvino/int8-nncf`"):
+    with pytest.raises(
+        UsageError, match=r"no INT8 recipe `openvino/int8-ncf`.*Did you mean `openvino/int8-nncf`"
+    ):
         quantizer_for("openvino/int8-ncf")
 
 

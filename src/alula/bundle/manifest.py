@@ -141,6 +141,8 @@ class _Version(msgspec.Struct):
 
 def _checksum(manifest: Manifest) -> str:
     plain = msgspec.structs.replace(manifest, checksum="")
+    # Once there and back: 1 in a field of floats is written as 1, and read and written again as 1.0.
+    plain = msgspec.json.decode(msgspec.json.encode(plain), type=Manifest)
     return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
 
 

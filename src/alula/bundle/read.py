@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +132,7 @@ def start(
     here = fingerprint() if here is None else here
     budget = thread_budget(threads)
     passed_over: list[str] = []
-    with np.load(bundle / GOLDEN_NAME, allow_pickle=False) as stored:
-        golden = {name: stored[name] for name in stored.files}
+    golden = _read_golden(bundle / GOLDEN_NAME)
     for deployed in (manifest.chosen, *manifest.fallbacks):
         settings = fitted(deployed.settings, budget)
         reason = _reason_against(deployed, manifest, here, trust_code=trust_code)
@@ -153,6 +154,17 @@ def start(
                 )
         passed_over.append(f"{deployed.recipe}: {reason}")
     raise BundleError(bundle, "No recipe in it is right on this machine. " + " ".join(passed_over))
+
+
+def _read_golden(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise BundleError(path, "It is no archive of arrays. Copy the bundle again.")
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(path, f"Its arrays cannot be read: {error}. Do not use the bundle.") from error
 
 
 def _reason_against(
@@ -185,15 +197,18 @@ def _start_checked(
     session = engine_named(engine_name).load(
         bundle / deployed.artifact, signature=manifest.signature, settings=settings
     )
-    inputs = tuple(golden[name] for name in manifest.golden_inputs)
-    expected = tuple(golden[name] for name in deployed.golden)
     try:
+        missing = {*manifest.golden_inputs, *deployed.golden} - set(golden)
+        if missing:
+            raise BundleError(bundle / GOLDEN_NAME, f"It lacks the arrays {', '.join(sorted(missing))}.")
+        inputs = tuple(golden[name] for name in manifest.golden_inputs)
+        expected = tuple(golden[name] for name in deployed.golden)
         parts = run_in_batches(
             session, inputs, specs=manifest.signature.inputs, batch_size=settings.batch_size
         )
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         difference = _difference(expected, outputs)
-        limit = TOLERANCE[precision.partition("-")[0]]
+        limit = TOLERANCE.get(precision.partition("-")[0], min(TOLERANCE.values()))
         if not difference <= limit:
             raise BundleError(
                 bundle,
@@ -208,6 +223,8 @@ def _start_checked(
 
 def _difference(expected: Arrays, got: Arrays) -> float:
     """Return the largest root-mean-square difference of an output, as a share of its own size."""
+    if len(expected) != len(got):
+        return float("inf")
     worst = 0.0
     for want, have in zip(expected, got, strict=True):
         if want.shape != have.shape:

@@ -66,7 +66,11 @@ def write_bundle(
             if target.exists():
                 old = scratch.with_name(f"{scratch.name}-old")
                 target.rename(old)
-                scratch.rename(target)
+                try:
+                    scratch.rename(target)
+                except BaseException:
+                    old.rename(target)
+                    raise
                 shutil.rmtree(old)
             else:
                 scratch.rename(target)

@@ -65,6 +65,7 @@ def doctor(screen: Screen) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the bootstrap.")
 @click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+@click.option("--keep", type=FOLDER, help="New folder for exports, logs and how to repeat failures.")
 @command_options
 def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
     """Find the fastest way to run MODEL within an accuracy limit, and write it as a bundle.
@@ -94,6 +95,7 @@ def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
         activation=options["activation"],
         seed=options["seed"],
         replace=options["replace"],
+        keep=options["keep"],
         report=progress.report,
         on_outcome=progress.outcome,
     ) as bundle:

@@ -42,7 +42,7 @@ class SearchProgress:
         elif isinstance(outcome, Failed):
             self._screen.note(f"           failed: {outcome.recipe}: {outcome.error}")
             if self._screen.verbose and outcome.reproduce:
-                self._screen.note(f"                   again with: {outcome.reproduce}")
+                self._screen.note(f"                   again (with --keep): {outcome.reproduce}")
         else:
             self._screen.note(f"           rejected: {outcome.recipe}: {outcome.reason}")
 

@@ -2,6 +2,7 @@
 
 from alula.export.exporters import (
     Exported,
+    copy_onnx,
     export_module,
     largest_difference,
     signature_of_module,
@@ -11,6 +12,7 @@ from alula.export.rewrites import flush_denormals, fold_computed_weights, rewrit
 
 __all__ = [
     "Exported",
+    "copy_onnx",
     "export_module",
     "flush_denormals",
     "fold_computed_weights",

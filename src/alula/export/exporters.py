@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Exported", "export_module", "largest_difference", "signature_of_module", "signature_of_onnx"]
+__all__ = [
+    "Exported",
+    "copy_onnx",
+    "export_module",
+    "largest_difference",
+    "signature_of_module",
+    "signature_of_onnx",
+]
 
 MAX_DIFFERENCE = 1e-4
 ONNX_OPSET = 18
@@ -288,9 +295,7 @@ def _run_onnx(
     return outputs
 
 
-def _export_torchscript(
-    wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], path: Path
-) -> None:
+def _export_torchscript(wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], path: Path) -> None:
     import torch
 
     with _quiet(), torch.no_grad():
@@ -353,6 +358,20 @@ def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def copy_onnx(path: Path, target: Path) -> None:
+    """Copy an ONNX file; weights that it keeps in other files go into the copy.
+
+    Raises:
+        ModelError: it cannot be read, or is larger than the 2 GiB that one ONNX file may have.
+    """
+    import onnx
+
+    try:
+        onnx.save_model(onnx.load(path), target)
+    except _onnx_read_failures() as error:
+        raise ModelError(f"{path} cannot be read as one ONNX file: {_short(error)}") from error
 
 
 def signature_of_onnx(path: Path) -> Signature:

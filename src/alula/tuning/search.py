@@ -7,7 +7,6 @@ goes on with the rest. Only a baseline that cannot run ends it.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from alula.core import (
 )
 from alula.engines import engine_named
 from alula.errors import AccuracyError, EngineError, MeasurementError, ModelError
-from alula.export import largest_difference
+from alula.export import copy_onnx, largest_difference
 from alula.measure import Clock, Round, SystemClock, ratio, stability_warnings, throughput
 from alula.quantization import quantizer_for
 from alula.sources import Source
@@ -267,7 +266,7 @@ class _Search:
     def _copy_onnx(self) -> Path:
         folder = self._plan.workdir / "exports" / "onnx"
         folder.mkdir(parents=True)
-        shutil.copy2(self._plan.source.spec, folder / ARTIFACT_FILES["onnx"])
+        copy_onnx(Path(self._plan.source.spec), folder / ARTIFACT_FILES["onnx"])
         return folder
 
     def _run_baseline(self) -> Candidate:

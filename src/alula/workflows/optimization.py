@@ -6,7 +6,8 @@ import datetime
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def optimize(
     activation: Activation = "none",
     seed: int = 0,
     replace: bool = False,
+    keep: str | Path | None = None,
     report: Report = lambda text: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Bundle:
@@ -102,6 +104,8 @@ def optimize(
         activation: what `predict` applies to the model's first output.
         seed: of the split and of the bootstrap.
         replace: whether a bundle at `output` may be replaced.
+        keep: a new folder for exports, artifacts, logs and the requests that repeat a failure; None
+            removes them when the search is over.
         report: gets lines of text about what is being done.
         on_outcome: gets every outcome of the search as it is known.
 
@@ -132,8 +136,7 @@ def optimize(
     samples = open_samples(data, labels=labels)
     description = _description(input, samples)
     parts = split(samples, calibration=calibration, max_validation=max_validation, seed=seed)
-    with tempfile.TemporaryDirectory(prefix="alula-") as scratch:
-        workdir = Path(scratch)
+    with _work_folder(None if keep is None else Path(keep)) as workdir:
         source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
         machine = fingerprint()
@@ -203,6 +206,19 @@ def optimize(
         )
     bundle = _reopen(target, budget_threads)
     return _with_folder_run(bundle, samples, parts, report)
+
+
+@contextmanager
+def _work_folder(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="alula-") as scratch:
+            yield Path(scratch)
+        return
+    try:
+        keep.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UsageError(f"The folder to keep, {keep}, exists already; give a new one.") from error
+    yield keep.absolute()
 
 
 def parse_duration_s(text: str | float) -> float:

@@ -109,7 +109,11 @@ def test_several_inputs_and_named_outputs(target: ExportFormat, tmp_path: Path) 
     )
     if target == "onnx":
         assert signature_of_onnx(tmp_path / "model.onnx") == exported.signature
-    arrays = (np.concatenate([image, image[:1]]), np.concatenate([code, code[:1]]), np.ones((3, 1), np.float32))
+    arrays = (
+        np.concatenate([image, image[:1]]),
+        np.concatenate([code, code[:1]]),
+        np.ones((3, 1), np.float32),
+    )
     with torch.no_grad():
         want = module(*(torch.from_numpy(array) for array in arrays))
     expected = [want["logits"], *want["parts"], want["image"]]
@@ -172,7 +176,9 @@ def test_control_flow_on_data_is_refused(
 
 
 def test_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be exported as `openvino`; use onnx, exported or torchscript"):
+    with pytest.raises(
+        ModelError, match="cannot be exported as `openvino`; use onnx, exported or torchscript"
+    ):
         export_module(Net().eval(), samples(), target="openvino", folder=tmp_path)
 
 
@@ -186,7 +192,9 @@ def test_an_output_without_a_batch_axis() -> None:
         def forward(self, x: torch.Tensor):
             return super().forward(x).mean(dim=0)
 
-    with pytest.raises(ModelError, match=r"Output 0 .*shape \(5,\) for a batch of 2; expected the batch as its"):
+    with pytest.raises(
+        ModelError, match=r"Output 0 .*shape \(5,\) for a batch of 2; expected the batch as its"
+    ):
         signature_of_module(Mean().eval(), samples())
 
 
@@ -209,7 +217,9 @@ def test_an_export_that_disagrees_is_refused(tmp_path: Path) -> None:
             Flips.calls += 1
             return super().forward(x) + Flips.calls
 
-    with pytest.raises(ModelError, match=r"The torchscript export differs from the module by .*at most 0\.0001"):
+    with pytest.raises(
+        ModelError, match=r"The torchscript export differs from the module by .*at most 0\.0001"
+    ):
         export_module(Flips().eval(), samples(), target="torchscript", folder=tmp_path)
 
 
@@ -242,7 +252,10 @@ def write_onnx(path: Path) -> None:
     graph = onnx.helper.make_graph(
         [node],
         "g",
-        [tensor("x", onnx.TensorProto.DOUBLE, ["n", 3, "time", None]), tensor("w", onnx.TensorProto.DOUBLE, [1])],
+        [
+            tensor("x", onnx.TensorProto.DOUBLE, ["n", 3, "time", None]),
+            tensor("w", onnx.TensorProto.DOUBLE, [1]),
+        ],
         [tensor("y", onnx.TensorProto.DOUBLE, [1, 3, "time", None])],
         [onnx.helper.make_tensor("w", onnx.TensorProto.DOUBLE, [1], [2.0])],
     )
@@ -271,7 +284,9 @@ def test_an_unreadable_onnx_file(tmp_path: Path, content: bytes | None) -> None:
 def test_an_onnx_file_with_an_input_that_is_no_tensor(tmp_path: Path) -> None:
     sequence = onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None)
     out = onnx.helper.make_tensor_value_info("n", onnx.TensorProto.INT64, [])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("SequenceLength", ["s"], ["n"])], "g", [sequence], [out])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("SequenceLength", ["s"], ["n"])], "g", [sequence], [out]
+    )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="`s`"):
         signature_of_onnx(tmp_path / "m.onnx")

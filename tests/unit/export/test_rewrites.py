@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -90,7 +91,9 @@ def run(module: nn.Module) -> np.ndarray:
     "conv",
     [
         pytest.param(lambda: ScaledStdConv2d(4, 8, 3), id="timm-scaled"),
-        pytest.param(lambda: ScaledStdConv2d(4, 8, 3, stride=2, groups=2, bias=False), id="timm-scaled-groups"),
+        pytest.param(
+            lambda: ScaledStdConv2d(4, 8, 3, stride=2, groups=2, bias=False), id="timm-scaled-groups"
+        ),
         pytest.param(lambda: ScaledStdConv2dSame(4, 8, 3, stride=2), id="timm-scaled-same"),
         pytest.param(lambda: ScaledStdConv2dSame(4, 8, 4), id="timm-scaled-same-even-kernel"),
         pytest.param(lambda: StdConv2d(4, 8, 3, padding=1, dilation=2), id="timm-std"),
@@ -170,11 +173,9 @@ def test_a_call_by_keyword_is_left_alone() -> None:
 
 
 def test_folding_inside_named_parts() -> None:
-    module = nn.ModuleDict({"stem": nn.Sequential(StdConv2d(4, 8, 3))})
-    module.forward = lambda x: module["stem"](x)
-    module.eval()
+    module = nn.Sequential(OrderedDict(stem=nn.Sequential(OrderedDict(conv=StdConv2d(4, 8, 3))))).eval()
     assert fold_computed_weights(module, [torch.from_numpy(SAMPLES[0])]) == 1
-    assert type(module["stem"][0]) is nn.Conv2d
+    assert type(module.stem.conv) is nn.Conv2d
 
 
 @pytest.mark.parametrize("flushing_cpu", [False, True])

@@ -1,50 +1,32 @@
-"""One optimized bundle of tiny images, made once for all tests of this folder."""
+"""Bundles made once for all tests of this folder."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from bundles import COLOUR_IMAGES, COLOURS, write_audio_bundle, write_images
 from tiny import write_factory
 
-from alula.core import ImageInput, Outcome
-from alula.workflows import Bundle, optimize
-
-LABELS = ("blue", "green", "red")
-DESCRIPTION = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
+from alula.core import Outcome
+from alula.tuning import SearchPlan
+from alula.workflows import Bundle, load, optimization, optimize
 
 
-@dataclass(frozen=True)
-class Optimized:
-    """The bundle, what it was made from, and what was told on the way."""
-
-    bundle: Bundle
-    images: Path
-    model: str
-    outcomes: tuple[Outcome, ...]
-    reports: tuple[str, ...]
-
-
-def write_images(folder: Path, *, per_class: int, seed: int = 0) -> Path:
-    """Write noisy PNG files of 16x16 in a folder per colour; return the folder."""
-    from PIL import Image
-
-    random = np.random.default_rng(seed)
-    for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = random.integers(0, 120, (16, 16, 3), dtype=np.uint8)
-            pixels[..., channel] += 100
-            Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
-    return folder
+@pytest.fixture(scope="session", autouse=True)
+def short_rounds() -> Iterator[None]:
+    """Times that are good for nothing but that there are some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimization, "SearchPlan", functools.partial(SearchPlan, round_s=0.02, final_rounds=6))
+        patch.setattr(optimization, "FOLDER_SECONDS", 0.2)
+        yield
 
 
 @pytest.fixture(scope="session")
-def optimized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Optimized]:
-    """A bundle from a factory file and class folders, over two engines."""
+def optimized(tmp_path_factory: pytest.TempPathFactory, short_rounds: None) -> Iterator[SimpleNamespace]:
+    """A `bundle` over two engines, the `images` and `model` it was made from, `outcomes` and `reports`."""
     folder = tmp_path_factory.mktemp("optimized")
     images = write_images(folder / "images", per_class=20)
     model = f"{write_factory(folder)}:tiny"
@@ -54,9 +36,9 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Optimized]:
         model,
         images,
         output=folder / "colours.alula",
-        input=DESCRIPTION,
-        labels=[*LABELS, "none"],
-        metric="agreement",
+        input=COLOUR_IMAGES,
+        labels=[*COLOURS, "none"],
+        max_drop=0.01,
         engines=["onnxruntime", "openvino"],
         precisions=["fp32"],
         activation="softmax",
@@ -64,4 +46,12 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Optimized]:
         report=reports.append,
         on_outcome=outcomes.append,
     ) as bundle:
-        yield Optimized(bundle, images, model, tuple(outcomes), tuple(reports))
+        yield SimpleNamespace(bundle=bundle, images=images, model=model, outcomes=outcomes, reports=reports)
+
+
+@pytest.fixture(scope="session")
+def audio_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A bundle of one linear layer over mel bands."""
+    folder = tmp_path_factory.mktemp("audio")
+    with load(write_audio_bundle(folder / "songs.alula", scratch=folder / "scratch"), threads=1) as bundle:
+        yield bundle

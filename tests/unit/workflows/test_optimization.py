@@ -1,20 +1,229 @@
-"""From a model and data to a bundle, in all the forms that both may have."""
+"""From a model and data to a bundle, in the forms that both may have."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest_images import DESCRIPTION, LABELS, Optimized, write_images
+from bundles import COLOUR_IMAGES, COLOURS
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_manifest, verify
-from alula.core import Accepted
+from alula.core import Accepted, ArrayInput, Rejected
 from alula.engines.fake import SCRIPT_VARIABLE
-from alula.errors import AccuracyError, BundleError, DataError, ModelError, UsageError
+from alula.errors import AccuracyError, AlulaError, BundleError, DataError, ModelError, UsageError
 from alula.tuning import read_journal
 from alula.workflows import Bundle, load, optimize
+
+N = 30
+
+
+@pytest.fixture
+def x(rng: np.random.Generator) -> np.ndarray:
+    """Return features, float32 (n, 8), that the ONNX file of `write_onnx` takes."""
+    return rng.normal(size=(N, FEATURES)).astype(np.float32)
+
+
+def small(model: Any, data: Any, output: Path, **options: Any) -> Bundle:
+    """Optimize over one engine and one setting or two."""
+    return optimize(model, data, output=output, threads=1, **{"engines": ["fake"], **options})
+
+
+def test_the_bundle_says_what_was_found(optimized: SimpleNamespace) -> None:
+    bundle, manifest = optimized.bundle, optimized.bundle.manifest
+    verify(bundle.path, manifest)
+    assert msgspec.structs.replace(read_manifest(bundle.path), checksum=manifest.checksum) == manifest
+    assert manifest.labels == bundle.labels == (*COLOURS, "none")
+    assert manifest.model == optimized.model
+    assert manifest.input == COLOUR_IMAGES
+    assert [spec.shape for spec in manifest.signature.inputs] == [("b", 3, 16, 16)]
+    assert manifest.accuracy.metric == "top1"
+    assert manifest.accuracy.drop == 0
+    assert manifest.accuracy.n == len(manifest.validation) == 40
+    assert len(manifest.calibration) == 20
+    assert not set(manifest.calibration) & set(manifest.validation)
+    recipes = {manifest.chosen.recipe, *(fallback.recipe for fallback in manifest.fallbacks)}
+    assert recipes == {"onnxruntime/fp32", "openvino/fp32"}
+    assert bundle.recipe == manifest.chosen.recipe
+    assert manifest.folder is not None
+    assert manifest.folder.samples_per_s > 0
+    assert {"alula", "numpy", "onnxruntime"} <= set(manifest.versions)
+
+
+def test_the_journal_in_the_bundle_holds_every_outcome(optimized: SimpleNamespace) -> None:
+    kept = list(read_journal(optimized.bundle.path / "search.jsonl"))
+    assert kept == optimized.outcomes
+    assert {type(outcome) for outcome in kept} == {Accepted}
+    assert {outcome.candidate.settings.batch_size for outcome in kept} == {1, 8, 32}
+
+
+def test_what_is_being_done_is_reported(optimized: SimpleNamespace) -> None:
+    assert optimized.reports[:3] == [
+        "reading the data",
+        "preparing 20 calibration samples",
+        "preparing 40 validation samples",
+    ]
+    assert "trying openvino/fp32" in optimized.reports
+
+
+def test_the_bundle_computes_what_the_model_does(
+    optimized: SimpleNamespace, rng: np.random.Generator
+) -> None:
+    path, _, name = optimized.model.rpartition(":")
+    scope: dict[str, Any] = {}
+    exec(Path(path).read_text(), scope)
+    module = scope[name]().eval()
+    images = rng.normal(size=(19, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    # Engines differ from eager PyTorch by the order of sums.
+    np.testing.assert_allclose(optimized.bundle(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_files_of_the_search_are_left(optimized: SimpleNamespace) -> None:
+    names = {path.name for path in optimized.bundle.path.parent.iterdir()}
+    assert names - {"__pycache__"} == {"colours.alula", "images", "net.py"}
+
+
+def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    output = tmp_path / "there.alula"
+    output.mkdir()
+    with pytest.raises(BundleError, match="exists already"):
+        optimize("absent.py:model", tmp_path / "absent", output=output)
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, x: np.ndarray) -> None:
+    output = tmp_path / "photos"
+    output.mkdir()
+    (output / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(BundleError, match="exists already"):
+        small(write_onnx(tmp_path / "model.onnx", batch=8), x, output, replace=True)
+    assert (output / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_a_bundle_is_replaced_when_asked(tmp_path: Path, x: np.ndarray) -> None:
+    model, output = write_onnx(tmp_path / "model.onnx", batch=8), tmp_path / "b.alula"
+    small(model, x, output, seed=1).close()
+    (output / "note.txt").write_text("added by hand")
+    small(model, x, output, seed=2, replace=True).close()
+    assert load(output).manifest.seed == 2
+    assert not (output / "note.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.alula", "model.onnx"]
+
+
+@pytest.mark.parametrize("batch", ["b", 8, 1])
+def test_an_onnx_file_is_its_own_baseline(tmp_path: Path, x: np.ndarray, batch: int | str) -> None:
+    """Also one with a fixed batch axis, which no number of samples divides."""
+    with small(
+        write_onnx(tmp_path / "model.onnx", batch=batch), x, tmp_path / "b.alula", engines=["onnxruntime"]
+    ) as bundle:
+        assert bundle.manifest.baseline.recipe == "onnxruntime/fp32"
+        assert bundle.manifest.accuracy.metric == "agreement"  # there are no labels
+        assert bundle.labels is None
+        np.testing.assert_allclose(bundle(x[:13]), x[:13, :CLASSES], rtol=1e-6)
+    with load(tmp_path / "b.alula", threads=2) as again:
+        np.testing.assert_allclose(again(x[:13]), x[:13, :CLASSES], rtol=1e-6)
+
+
+def test_labels_choose_the_metric(tmp_path: Path, x: np.ndarray) -> None:
+    y = x[:, :CLASSES].argmax(axis=1)
+    model = write_onnx(tmp_path / "model.onnx", batch=8)
+    with small(model, (x, y), tmp_path / "b.alula") as bundle:
+        accuracy = bundle.manifest.accuracy
+    assert (accuracy.metric, accuracy.baseline, accuracy.chosen) == ("top1", 1.0, 1.0)
+
+
+def test_a_module_and_a_data_loader(tmp_path: Path, x: np.ndarray) -> None:
+    torch.manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Linear(FEATURES, 16), torch.nn.ReLU(), torch.nn.Linear(16, CLASSES))
+    y = np.arange(N) % CLASSES
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=7
+    )
+    with small(module, loader, tmp_path / "b.alula", engines=["onnxruntime"], precisions=["fp32"]) as bundle:
+        assert bundle.manifest.model == "an nn.Module from Python"
+        assert bundle.manifest.input == ArrayInput(dtype="float32")
+        with torch.no_grad():
+            expected = module(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(bundle(x), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(bundle(x.astype(np.float64)), expected, rtol=1e-4, atol=1e-5)
+    assert module.training  # the user's own object is as it was
+
+
+def test_a_model_of_two_inputs(tmp_path: Path, rng: np.random.Generator) -> None:
+    left = rng.normal(size=(N, 6)).astype(np.float32)
+    right = rng.normal(size=(N, 2)).astype(np.float32)
+    pairs = [((a, b), index % CLASSES) for index, (a, b) in enumerate(zip(left, right, strict=True))]
+    model = f"{write_factory(tmp_path)}:two"
+    with small(
+        model, pairs, tmp_path / "b.alula", engines=["onnxruntime"], precisions=["fp32"], metric="agreement"
+    ) as bundle:
+        assert [spec.shape for spec in bundle.manifest.signature.inputs] == [("b", 6), ("b", 2)]
+        outputs = bundle(left, right)
+        assert isinstance(outputs, np.ndarray)
+        assert outputs.shape == (N, CLASSES)
+        np.testing.assert_allclose(bundle(left[:3], right[:3]), outputs[:3], rtol=1e-5)
+        with pytest.raises(AlulaError, match="1 inputs"):
+            bundle(left)
+
+
+def test_a_budget_that_is_used_up_leaves_nothing(tmp_path: Path, x: np.ndarray) -> None:
+    with pytest.raises(AccuracyError, match=r"fake/fp32: not tried: the budget of 0 s is used up"):
+        small(write_onnx(tmp_path / "model.onnx", batch=8), x, tmp_path / "b.alula", budget=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_when_all_recipes_are_wrong_it_is_said_which_and_why(
+    tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SCRIPT_VARIABLE, '{"scale": 2.0}')
+    outcomes: list[object] = []
+    with pytest.raises(AccuracyError, match=r"nothing to put into a bundle\. fake/fp32: FP32 outputs differ"):
+        small(
+            write_onnx(tmp_path / "model.onnx", batch=8),
+            x,
+            tmp_path / "b.alula",
+            on_outcome=outcomes.append,
+        )
+    assert [type(outcome) for outcome in outcomes] == [Rejected]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"engines": ["onnxruntim"]}, UsageError, "Did you mean `onnxruntime`"),
+        ({"metric": "top2"}, UsageError, "Did you mean `top1`"),
+        ({"metric": "top1"}, AlulaError, "label"),
+        ({"max_drop": -0.1}, UsageError, "0 or more"),
+        ({"max_drop": float("nan")}, UsageError, "0 or more"),
+        ({"scenario": "server"}, UsageError, "offline"),
+        ({"budget": "soon"}, UsageError, "no duration"),
+        ({"threads": 0}, UsageError, "thread"),
+        ({"seed": -1}, UsageError, "seed"),
+        ({"calibration": 0}, UsageError, "calibration"),
+        ({"max_validation": 1}, UsageError, "max_validation"),
+        ({"input": "imagenett"}, UsageError, "Did you mean `imagenet`"),
+        ({"input": "imagenet"}, DataError, "input description is for image"),
+        ({"weights": "absent.pth"}, ModelError, "does not exist"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option_is_named(
+    tmp_path: Path, x: np.ndarray, options: dict[str, Any], error: type[AlulaError], says: str
+) -> None:
+    model = write_onnx(tmp_path / "model.onnx", batch=8)
+    with pytest.raises(error, match=says):
+        optimize(model, x, output=tmp_path / "b.alula", **{"threads": 1, "engines": ["fake"], **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_too_little_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Expected at least|expected at least"):
+        small(
+            write_onnx(tmp_path / "model.onnx", batch=8), np.zeros((3, FEATURES), np.float32), tmp_path / "b"
+        )

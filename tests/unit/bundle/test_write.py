@@ -1,0 +1,154 @@
+"""Writing: all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from alula.bundle import GOLDEN_NAME, JOURNAL_NAME, read_manifest, rewrite_manifest, verify, write_bundle
+from alula.errors import BundleError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_written_is_read(make, manifest, x) -> None:
+    bundle = make.write(manifest)
+    read = read_manifest(bundle)
+    verify(bundle, read)
+    files = [
+        "artifacts/fake/fp32/fake.json",
+        "artifacts/fake/int8-static/fake.json",
+        GOLDEN_NAME,
+        JOURNAL_NAME,
+    ]
+    assert sorted(read.files) == files
+    assert names(bundle) == sorted([*files, "bundle.json"])
+    assert len(read.checksum) == 64
+    assert msgspec.structs.replace(read, files={}, checksum="") == manifest
+    with np.load(bundle / GOLDEN_NAME, allow_pickle=False) as stored:
+        np.testing.assert_array_equal(stored["input_0"], x)
+    assert (bundle / JOURNAL_NAME).read_text() == '{"outcome": "accepted"}\n'
+    assert bundle.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+
+
+def test_an_existing_bundle_is_kept(make, manifest) -> None:
+    bundle = make.write(manifest)
+    before = (bundle / "bundle.json").read_bytes()
+    with pytest.raises(BundleError, match=r"It exists already\. Choose another name, or remove it first"):
+        make.write(msgspec.structs.replace(manifest, model="another"))
+    assert (bundle / "bundle.json").read_bytes() == before
+
+
+def test_an_existing_bundle_is_replaced_when_asked(make, manifest) -> None:
+    bundle = make.write(manifest)
+    (bundle / "left over").write_text("from before")
+    make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
+    assert read_manifest(bundle).model == "another"
+    verify(bundle, read_manifest(bundle))
+    assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_bundle_is_never_replaced(make, manifest, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out" / "birds.alula"
+    target.parent.mkdir()
+    if kind == "folder":
+        target.mkdir()
+        (target / "thesis.tex").write_text("years of work")
+    else:
+        target.write_text("years of work")
+    with pytest.raises(BundleError, match="It exists already"):
+        make.write(manifest, replace=True)
+    assert (target / "thesis.tex" if kind == "folder" else target).read_text() == "years of work"
+
+
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
+    make, manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make.write(manifest)
+
+    def full(source: Path, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "half").write_text("of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(BundleError, match=r"birds\.alula: It cannot be written: No space left on device\."):
+        make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
+    assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+    assert read_manifest(bundle).model == manifest.model
+    verify(bundle, read_manifest(bundle))
+
+
+def test_an_interrupt_leaves_nothing(make, manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copytree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make.write(manifest)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_swap_that_fails_leaves_the_old_bundle(
+    make, manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make.write(manifest)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == bundle and not self.name.endswith("-old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(BundleError, match="Input/output error"):
+        make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
+    assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+    assert read_manifest(bundle).model == manifest.model
+
+
+def test_golden_arrays_of_objects_are_refused(make, manifest, tmp_path: Path) -> None:
+    journal = tmp_path / "j"
+    journal.write_text("")
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write_bundle(
+            tmp_path / "b.alula",
+            manifest,
+            artifacts={},
+            golden={"a": np.array([{}], dtype=object)},
+            journal=journal,
+        )
+    assert not (tmp_path / "b.alula").exists()
+
+
+def test_a_rewritten_manifest_is_sealed_again(make, manifest) -> None:
+    bundle = make.write(manifest)
+    read = read_manifest(bundle)
+    rewrite_manifest(bundle, msgspec.structs.replace(read, warnings=("measured again",)))
+    again = read_manifest(bundle)
+    assert again.warnings == ("measured again",)
+    assert again.checksum != read.checksum
+    verify(bundle, again)
+
+
+def test_a_manifest_that_cannot_be_rewritten_stays(make, manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make.write(manifest)
+    before = names(bundle)
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(BundleError, match="It cannot be written: No space left on device"):
+        rewrite_manifest(bundle, read_manifest(bundle))
+    assert names(bundle) == before
+    read_manifest(bundle)
