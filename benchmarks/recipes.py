@@ -271,6 +271,11 @@ def section(
         f"{', '.join(map(str, plan.batches))}; {plan.threads} threads.",
     ]
     warnings = list(comparison.warnings)
+    if warnings:
+        # Eager PyTorch's threads spin while they wait, and lose far more to a busy neighbour than others do.
+        warnings.insert(
+            0, "**Disturbed: the ratios are not to be trusted. Measure again on a quiet machine.**"
+        )
     for key, rounds in comparison.rounds.items():
         warnings += [f"{key}: {text}" for text in stability_warnings(rounds, asked=plan.rounds)]
     return "\n".join([*lines, *([""] if warnings else []), *(f"- {text}" for text in warnings)])

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 import output
 import zoo
 from alula.core import Settings, Signature

@@ -105,7 +105,7 @@ def check(
         saturating=False,
         budget_s=600.0,
         memory_limit_bytes=8 * 2**30,
-        timeout_s=60.0,
+        timeout_s=20.0,
         round_s=0.05,
         final_rounds=6,
         seed=seed,
@@ -135,7 +135,7 @@ def check(
     # Nothing is wrong with any recipe: whatever failed was killed.
     assert not [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert all(failure.error == KILLED for failure in failures)
+    assert {failure.error for failure in failures} <= {KILLED}, (hit, failures)
     assert len({failure.reproduce for failure in failures}) <= len(hit)
     confirmed = [finalist.accepted.candidate for finalist in result.finalists]
     lost = [(failure.recipe, failure.settings) for failure in failures]

@@ -95,7 +95,8 @@ def optimize(
         max_drop: the largest drop of the metric allowed, on its own scale (0.005 of `top1` is half a
             percentage point).
         scenario: `offline`: samples per second.
-        budget: no recipe is started later than this, such as `10m`, `90s`, or seconds as a number.
+        budget: no recipe is started later than this once one is accepted, such as `10m`, `90s`, or
+            seconds as a number.
         engines: only these.
         precisions: only these.
         threads: thread budget; None takes min(affinity, CPU quota).

@@ -149,7 +149,7 @@ def test_the_usual_sizes_equal_librosa(rate_hz: int, n_mels: int) -> None:
     scale=st.sampled_from(["htk", "slaney"]),
     norm=st.sampled_from(["slaney", None]),
 )
-def test_filters_equal_librosa(  # noqa: PLR0917
+def test_filters_equal_librosa(
     rate_hz: int, n_fft: int, n_mels: int, f_min_hz: float, f_max_hz: float, scale: str, norm: str | None
 ) -> None:
     mel = LogMel(n_fft=n_fft, n_mels=n_mels, f_min_hz=f_min_hz, f_max_hz=f_max_hz, scale=scale, mel_norm=norm)
