@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +96,29 @@ class OpenVinoSession:
 
 def _import() -> Any:
     try:
-        import openvino
+        with _unreported():
+            import openvino
     except ImportError as error:
         raise EngineUnavailableError("openvino", install=OpenVinoEngine.install) from error
     return openvino
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """Hide the package through which OpenVINO reports to a server that it was imported.
+
+    Reporting also forks this process, which may have threads, and writes into the user's home folder.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:  # the user's own choice
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if sys.modules.get(name, name) is None:
+            del sys.modules[name]
 
 
 def _last_line(error: BaseException) -> str:

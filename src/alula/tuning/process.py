@@ -121,6 +121,9 @@ class Child:
                         raise self._death()
                     self._buffer += data
                     continue
+                if not self.alive and not selector.select(0):
+                    # What it has started may live on and hold the pipe open, so that it never ends.
+                    raise self._death()
                 used = _resident_bytes(self.pid)
                 if used > self._memory_limit_bytes:
                     self.close()
@@ -175,7 +178,6 @@ def _environment(base: Mapping[str, str], threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
-        "NNCF_TELEMETRY": "0",
     }
 
 

@@ -251,6 +251,8 @@ def _calibration_batches(arrays: Sequence[NDArray[Any]], signature: Signature) -
 
 def main() -> None:
     """Answer requests from standard input until it ends."""
+    # OpenVINO and NNCF report every use to a server through this package, and leave it where it is absent.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -21,6 +21,7 @@ from alula.engines.fake import FakeScript
 from alula.sources import Source
 from alula.tuning import Child, ChildError, LoadRequest
 from alula.tuning.messages import (
+    BuildRequest,
     Built,
     Described,
     DescribeRequest,
@@ -225,6 +226,61 @@ def test_prints_go_to_the_log_and_what_the_model_started_ends_with_the_child(
     assert gone(child.pid)
     assert gone(grandchild)
     child.close()  # twice is allowed
+
+
+_FORKING_FACTORY = """
+import os, signal, time
+
+def forking():
+    if os.fork() == 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(1000)  # with a copy of every pipe
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_crash_is_seen_although_a_fork_of_the_child_lives_on(
+    child: Child, tmp_path: Path, samples: str
+) -> None:
+    """Some libraries fork: the pipe then stays open when the child is dead."""
+    (tmp_path / "forking.py").write_text(_FORKING_FACTORY)
+    source = Source(kind="factory", spec=f"{tmp_path}/forking.py:forking", search_path=(str(tmp_path),))
+    with pytest.raises(ChildError, match=r"ended by signal SIGSEGV\.$") as raised:
+        child.ask(DescribeRequest(source=source, samples=(samples,)), Described, timeout_s=ANSWER_S)
+    assert raised.value.died
+
+
+_TELLTALE = """
+from pathlib import Path
+Path(__file__).with_name("imported").write_text("")
+raise RuntimeError("would send")
+"""
+
+
+def test_no_library_reports_what_the_search_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: str
+) -> None:
+    """OpenVINO and NNCF send what they do to a server, through a package that must not be imported."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "openvino_telemetry.py").write_text(_TELLTALE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    request = BuildRequest(
+        recipe=Recipe("openvino", "int8", "nncf"),
+        export=str(tmp_path / "absent"),
+        artifact=str(tmp_path),
+        calibration=(samples,),
+        signature=SIGNATURE,
+        saturating=False,
+    )
+    with (
+        Child(tmp_path / "logs", "quantize", threads=1, memory_limit_bytes=8 * GIB) as child,
+        pytest.raises(ChildError, match="cannot quantize"),
+    ):
+        child.ask(request, Built, timeout_s=ANSWER_S)
+    loaded = "from alula.engines import engine_named; print(engine_named('openvino').version())"
+    told = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=ANSWER_S)
+    assert told.returncode == 0, told.stderr
+    assert not (tmp_path / "site" / "imported").exists()
 
 
 def test_the_reproduce_command_repeats_the_failure(child: Child, tmp_path: Path, samples: str) -> None:

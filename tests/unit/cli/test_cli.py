@@ -1,0 +1,333 @@
+"""The command line: exit codes, one JSON document or text, and never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import SONGS, write_audio_bundle, write_images, write_wav
+from tiny import FEATURES, write_onnx
+
+from alula import __version__
+from alula.cli import cli
+from alula.tuning import SearchPlan
+from alula.workflows import optimization
+
+COMMANDS = ("optimize", "predict", "bench", "inspect", "doctor", "demo")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `alula` with arguments, in this process: an exception would be a traceback for the user."""
+
+    def run(*args: object) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli(args=[str(arg) for arg in args], prog_name="alula")
+        code = ended.value.code
+        out, err = capfd.readouterr()
+        return Ended(code if isinstance(code, int) else 0 if code is None else 1, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle of one linear layer over mel bands."""
+    folder = tmp_path_factory.mktemp("cli")
+    return write_audio_bundle(folder / "songs.alula", scratch=folder / "scratch")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Two recordings of two seconds."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_wav(folder / f"{name}.wav", rng.uniform(-0.9, 0.9, 16_000))
+    return folder
+
+
+@pytest.fixture
+def features(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Samples for the ONNX file of `write_onnx`."""
+    path = tmp_path / "x.npz"
+    np.savez(path, x=rng.normal(size=(30, FEATURES)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that are good for nothing but that there are some."""
+    short = functools.partial(SearchPlan, round_s=0.02, final_rounds=6)
+    monkeypatch.setattr(optimization, "SearchPlan", short)
+
+
+def failed(ended: Ended, code: int) -> str:
+    """Return the message of a command that ended badly, as it should end."""
+    assert ended.code == code, ended
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    return ended.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run: Run, command: str) -> None:
+    ended = run(command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: alula {command} ")
+    assert "--json" in ended.out
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").out.strip().endswith(__version__)
+
+
+def test_help_names_every_command(run: Run) -> None:
+    ended = run("--help")
+    assert ended.code == 0
+    assert all(f"\n  {command} " in ended.out for command in COMMANDS)
+
+
+def test_it_starts_as_a_module_and_without_engines() -> None:
+    code = "import sys, alula.cli; print({'torch', 'onnxruntime', 'openvino'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).stdout == b"set()\n"
+    ended = subprocess.run(
+        [sys.executable, "-m", "alula", "inspect", "absent"], capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: absent: It does not exist")
+
+
+def test_a_mistyped_command_is_a_usage_error_with_a_hint(run: Run) -> None:
+    assert "Did you mean `optimize`?" in failed(run("optimise"), 2)
+
+
+@pytest.mark.parametrize("args", [("--nonsense",), ("predict",), ("predict", "b", "i"), ("bench",)])
+def test_wrong_arguments_are_usage_errors(run: Run, args: tuple[str, ...]) -> None:
+    assert "Usage: alula" in failed(run(*args), 2)
+
+
+def test_doctor(run: Run) -> None:
+    assert run("doctor").code == 0
+    ended = run("doctor", "--json")
+    assert ended.code == 0
+    assert isinstance(ended.document, dict)
+
+
+def test_predict(run: Run, bundle: Path, recordings: Path, tmp_path: Path) -> None:
+    ended = run("predict", bundle, recordings, "-o", tmp_path / "scores.csv", "--threads", 1)
+    assert ended.code == 0
+    assert str(tmp_path / "scores.csv") in ended.out.replace("\n", "")
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[0] == ",".join(["path", "start_s", "end_s", *SONGS])
+    assert len(lines) == 1 + 2 * 2
+
+
+def test_predict_as_json(run: Run, bundle: Path, recordings: Path, tmp_path: Path) -> None:
+    ended = run("predict", bundle, recordings, "-o", tmp_path / "scores.parquet", "--json", "-q")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.document["job"]["samples"] == 4
+    assert ended.document["errors"] is None
+    assert ended.document["output"] == str(tmp_path / "scores.parquet")
+
+
+def test_inputs_that_fail_end_with_3_and_a_report(
+    run: Run, bundle: Path, recordings: Path, tmp_path: Path
+) -> None:
+    (recordings / "c.wav").write_bytes(b"no sound")
+    ended = run("predict", bundle, recordings, "-o", tmp_path / "scores.csv", "--json")
+    assert ended.code == 3
+    assert ended.document["job"]["tasks_failed"] == 1
+    assert "c.wav" in Path(ended.document["errors"]).read_text()
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("absent.alula", "{in}", "-o", "s.csv"), 1, "It does not exist"),
+        (("{in}", "{in}", "-o", "s.csv"), 1, "error: "),
+        (("{bundle}", "absent", "-o", "s.csv"), 1, "does not exist"),
+        (("{bundle}", "{in}/*.flac", "-o", "s.csv"), 1, "matches nothing"),
+        (("{bundle}", "{in}", "-o", "s.txt"), 2, "suffix"),
+        (("{bundle}", "{in}", "-o", "s.csv", "--format", "xml"), 2, "xml"),
+        (("{bundle}", "{in}", "-o", "s.csv", "--threads", "0"), 2, "thread"),
+        (("{bundle}", "{in}", "-o", "s.csv", "--threads", "many"), 2, "many"),
+        (("{bundle}", "{in}", "-o", "s.csv", "--errors", "s.csv"), 2, "two names"),
+        (("{bundle}", "{in}", "-o", "/proc/no/s.csv"), 1, "error: "),
+        (("{bundle}", "{in}"), 2, "--output"),
+        (("{bundle}", "\0", "-o", "s.csv"), 1, "error: "),
+    ],
+    ids=lambda value: " ".join(value).replace("\0", "NUL") if isinstance(value, tuple) else "",
+)
+def test_predict_with_bad_input(
+    run: Run,
+    bundle: Path,
+    recordings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [arg.replace("{bundle}", str(bundle)).replace("{in}", str(recordings)) for arg in args]
+    assert says in failed(run("predict", *filled), code)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_optimize_and_inspect(run: Run, features: Path, tmp_path: Path, short_rounds: None) -> None:
+    model, output = write_onnx(tmp_path / "model.onnx", batch=8), tmp_path / "b.alula"
+    args = ("optimize", model, "--data", features, "-o", output, "--engines", "fake", "--threads", 1)
+    ended = run(*args)
+    assert ended.code == 0
+    assert "fake/fp32" in ended.out
+    assert "exists already" in failed(run(*args), 1)
+    again = run(*args, "--replace", "--json", "-q", "--seed", 3)
+    assert again.code == 0
+    assert again.err == ""
+    inspected = run("inspect", output, "--json")
+    assert inspected.code == 0
+    assert inspected.document["seed"] == again.document["seed"] == 3
+    assert inspected.document["chosen"]["recipe"] == "fake/fp32"
+    assert run("inspect", output).code == 0
+    (output / "search.jsonl").write_bytes(b"changed")
+    assert "search.jsonl" in failed(run("inspect", output), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--engines", "onnxruntim"), 2, "Did you mean `onnxruntime`"),
+        (("--metric", "top9"), 2, "Did you mean `top1`"),
+        (("--budget", "soon"), 2, "no duration"),
+        (("--max-drop", "-1"), 2, "0 or more"),
+        (("--max-drop", "lots"), 2, "lots"),
+        (("--scenario", "server"), 2, "server"),
+        (("--activation", "relu"), 2, "relu"),
+        (("--precisions", "int4"), 2, "no precision `int4`"),
+        (("--input", "imagenett"), 2, "Did you mean `imagenet`"),
+        (("--threads", "0"), 2, "thread"),
+        (("--weights", "absent.pth"), 1, "does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_optimize_with_wrong_options(
+    run: Run, features: Path, tmp_path: Path, options: tuple[str, ...], code: int, says: str
+) -> None:
+    model = write_onnx(tmp_path / "model.onnx", batch=8)
+    ended = run("optimize", model, "--data", features, "-o", tmp_path / "b", "-q", *options)
+    assert says in failed(ended, code)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "code", "says"),
+    [
+        ("absent.onnx", "x.npz", 1, "does not exist"),
+        ("resnet18", "x.npz", 2, "timm:resnet18"),
+        ("nonsense.onnx", "x.npz", 1, "nonsense.onnx"),
+        ("nonsense.py:build", "x.npz", 1, "nonsense.py"),
+        ("model.onnx", "absent", 2, "does not exist"),
+        ("model.onnx", "empty", 1, "found no files"),
+        ("model.onnx", "images", 1, "how the model sees them was not said"),
+        ("model.onnx", "nonsense.onnx", 1, "Expected a folder"),
+    ],
+)
+def test_optimize_with_bad_input(
+    run: Run,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    data: str,
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_onnx(tmp_path / "model.onnx", batch=8)
+    write_images(tmp_path / "images", per_class=2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nonsense.onnx").write_bytes(b"nonsense")
+    (tmp_path / "nonsense.py").write_text("def build(:\n")
+    ended = run("optimize", model, "--data", data, "-o", "b.alula", "-q", "--engines", "fake", "--threads", 1)
+    assert says in failed(ended, code)
+    assert not (tmp_path / "b.alula").exists()
+
+
+def test_bench(run: Run, bundle: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other.alula")
+    options = ("--rounds", 2, "--seconds", 0.01, "--threads", 1)
+    assert run("bench", bundle, *options).code == 0
+    ended = run("bench", bundle, "--compare", other, *options, "--json", "-q")
+    assert ended.code == 0
+    assert isinstance(ended.document, dict)
+    failed(run("bench", "absent.alula", *options), 1)
+
+
+@pytest.mark.parametrize(
+    "options", [("--rounds", 0), ("--rounds", -1), ("--seconds", "nan"), ("--threads", 0)]
+)
+def test_bench_with_wrong_options(run: Run, bundle: Path, options: tuple[object, ...]) -> None:
+    ended = run("bench", bundle, "--rounds", 1, "--seconds", 0.01, *options)
+    assert ended.code in {1, 2}
+    assert "Traceback" not in ended.err
+
+
+def test_a_config_file_gives_defaults_and_the_command_line_wins(
+    run: Run, bundle: Path, recordings: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "alula.toml"
+    output = tmp_path / "from-config.csv"
+    config.write_text(f'[predict]\noutput = "{output}"\nthreads = 1\nformat = "birdclef"\n')
+    assert run("predict", bundle, recordings, "--config", config).code == 0
+    assert output.read_text().startswith("row_id,")
+    other = tmp_path / "other.csv"
+    assert run("predict", bundle, recordings, "--config", config, "-o", other, "--format", "csv").code == 0
+    assert other.read_text().startswith("path,")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[predict]\nouptut = "x.csv"\n', "Did you mean `output`"),
+        ("[predict\n", "alula.toml"),
+        ("predict = 3\n", "no table"),
+        ('[predict]\nthreads = "many"\n', "many"),
+    ],
+)
+def test_a_wrong_config_file_is_a_usage_error(
+    run: Run, bundle: Path, recordings: Path, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "alula.toml").write_text(text)
+    ended = run("predict", bundle, recordings, "-o", tmp_path / "s.csv", "--config", tmp_path / "alula.toml")
+    assert says in failed(ended, 2)
+
+
+def test_a_config_file_that_is_not_there(run: Run, bundle: Path, tmp_path: Path) -> None:
+    failed(run("inspect", bundle, "--config", tmp_path / "absent.toml"), 2)
