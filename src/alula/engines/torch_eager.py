@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from alula.errors import EngineError, EngineUnavailableError
 
 if TYPE_CHECKING:
     import torch
+
+_SMALLEST = np.float64(5e-324)  # the smallest denormal of float64
 
 __all__ = ["INSTALL", "TorchEngine", "TorchSession", "flat_arrays", "require_torch"]
 
@@ -66,28 +68,15 @@ class TorchSession:
         self._call = call
         self._signature = signature
         self._threads = settings.threads
-        self._prepared = threading.local()
-
-    def _prepare_thread(self) -> None:
-        # PyTorch keeps one OpenMP team and one flush-to-zero flag per calling thread. Another session may
-        # have left its own count in this thread since the last call.
-        import torch
-
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        if not getattr(self._prepared, "done", False):
-            torch.set_flush_denormal(True)
-            self._prepared.done = True
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `alula.engines.base.Session.run`."""
         import torch
 
         check_inputs(self._name, self._signature.inputs, inputs)
-        self._prepare_thread()
         tensors = [_as_tensor(array) for array in inputs]
         try:
-            with torch.inference_mode():
+            with _thread_settings(self._threads), torch.inference_mode():
                 return flat_arrays(self._call(*tensors))
         except (RuntimeError, TypeError, ValueError) as error:
             raise EngineError(f"Engine `{self._name}` failed on a batch: {_first_line(error)}") from error
@@ -95,6 +84,30 @@ class TorchSession:
     def close(self) -> None:
         """See `alula.engines.base.Session.close`."""
         self._call = _closed
+
+
+@contextlib.contextmanager
+def _thread_settings(threads: int) -> Iterator[None]:
+    """Set the calling thread's number of OpenMP threads and flush denormals; put both back afterwards."""
+    import torch
+
+    threads_before, flushes_before = torch.get_num_threads(), _flushes_denormals()
+    if threads_before != threads:
+        torch.set_num_threads(threads)
+    if not flushes_before:
+        torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        if not flushes_before:
+            torch.set_flush_denormal(False)
+        if threads_before != threads:
+            torch.set_num_threads(threads_before)
+
+
+def _flushes_denormals() -> bool:
+    # PyTorch sets the flag but does not tell it.
+    return bool(_SMALLEST * np.float64(1.0) == 0.0)
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
