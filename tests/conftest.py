@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,12 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"REAL DATA ABSENT: {root} is no folder; set ALULA_TEST_DATA to the folder of real data")
     return root
+
+
+@pytest.fixture(autouse=True)
+def denormals_kept() -> Iterator[None]:
+    """ONNX Runtime and OpenVINO leave the calling thread flushing denormals; other tests need them."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and np.float64(5e-324) * np.float64(1.0) == 0.0:
+        torch.set_flush_denormal(False)

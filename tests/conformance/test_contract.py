@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
+from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature, TensorSpec
 from alula.engines import Arrays, Engine, Session, engine_named, engine_names
+from alula.engines.torch_eager import TorchSession
 from alula.errors import EngineError, EngineUnavailableError, UsageError
 from alula.export import export_module
 from alula.quantization import Quantizer, quantizer_for, quantizer_names
@@ -508,13 +509,31 @@ def test_unknown_names() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime == "torch"])
-def test_sessions_of_one_thread_keep_their_own_thread_counts(
+def test_thread_settings_are_put_back(
     name: str, simple: Subject, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     loadable = built(f"{name}/fp32", simple, tmp_path)
-    narrow, wide = (loadable.load(Settings(threads=threads)) for threads in (1, 2))
-    for session, threads in ((narrow, 1), (wide, 2), (narrow, 1)):
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        session = loadable.load(Settings(threads=threads))
         session.run(simple.example(rng, 1))
-        assert torch.get_num_threads() == threads
-    narrow.close()
-    wide.close()
+        assert torch.get_num_threads() == before
+        assert np.float64(5e-324) * np.float64(1.0) > 0.0
+        session.close()
+
+
+def test_sessions_of_one_thread_use_their_own_thread_counts(rng: np.random.Generator) -> None:
+    spec = TensorSpec("x", "float32", ("b", 3))
+    seen: list[tuple[int, bool]] = []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.get_num_threads(), bool(np.float64(5e-324) * np.float64(1.0) == 0.0)))
+        return x
+
+    sessions = [
+        TorchSession("torch", call, signature=Signature((spec,), (spec,)), settings=Settings(threads=threads))
+        for threads in (1, 2)
+    ]
+    for index in (0, 1, 0):
+        sessions[index].run((rng.standard_normal((2, 3), dtype=np.float32),))
+    assert seen == [(1, True), (2, True), (1, True)]

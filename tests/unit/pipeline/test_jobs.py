@@ -558,8 +558,12 @@ import numpy as np
 from alula.core import Settings
 from alula.pipeline import run_job
 
+first = [None]
+
 def infer(batch):
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    if first:
+        first.pop()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     return batch
 
 try:
