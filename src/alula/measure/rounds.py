@@ -94,7 +94,7 @@ class Concurrency:
     def __enter__(self) -> Self:
         # One single-thread executor per instance: a pool of many hands work to whichever is free. The
         # only instance stays in the caller's thread: OpenMP keeps a team per calling thread, and two
-        # teams on the same cores make it give up spinning (ResNet-20, batch 8: 910/s instead of 2,000/s).
+        # teams on the same cores make it give up spinning, which slows small batches down.
         if self._instances > 1:
             self._threads = [
                 self._stack.enter_context(

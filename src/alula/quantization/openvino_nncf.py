@@ -14,7 +14,7 @@ __all__ = ["OpenVinoNncf", "OpenVinoNncfDense"]
 
 # What `dense` leaves in FP32: all but convolutions without groups and fully connected layers.
 # Depthwise convolutions and element-wise work are bound by memory, and the conversions around them
-# cost more than INT8 saves (benchmarks/RESULTS.md, tf_efficientnet_b0_ns).
+# can cost more than INT8 saves; whether they do is measured for each model.
 _NOT_DENSE = (
     "GroupConvolution",
     "Multiply",
