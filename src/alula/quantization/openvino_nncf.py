@@ -12,7 +12,7 @@ from alula.quantization.base import Batches
 
 __all__ = ["OpenVinoNncf", "OpenVinoNncfDense"]
 
-# What `dense` leaves in FP32: all but convolutions without groups and fully connected layers.
+# What `dense` leaves in FP32: everything but convolutions without groups.
 # Depthwise convolutions and element-wise work are bound by memory, and the conversions around them
 # can cost more than INT8 saves; whether they do is measured for each model.
 _NOT_DENSE = (
