@@ -143,6 +143,7 @@ class Workshop:
         with self.child(f"build-{recipe}") as child:
             request = BuildRequest(
                 recipe=recipe,
+                source=self.source,
                 export=str(export),
                 artifact=str(artifact),
                 calibration=self.calibration,
@@ -154,8 +155,8 @@ class Workshop:
         return artifact
 
     def _export(self, recipe: Recipe) -> Path:
-        maker = quantizer_for(recipe.name) if recipe.precision == "int8" else engine_named(recipe.engine)
-        target = maker.export_format
+        maker = quantizer_for(recipe) if recipe.precision == "int8" else engine_named(recipe.engine)
+        target = maker.export_format(recipe)
         if target not in self._exports:
             folder = self.folder / "exports" / target
             folder.mkdir(parents=True, exist_ok=True)  # a second try after a failure finds the first one's
@@ -317,7 +318,7 @@ def chosen_recipes(wanted: tuple[str, ...] | None) -> tuple[Recipe, ...]:
     Raises:
         SystemExit: there is no such recipe.
     """
-    offered = {recipe.name: recipe for recipe in offered_recipes()}
+    offered = {recipe.name: recipe for recipe in offered_recipes(fingerprint().isa)}
     unknown = [name for name in wanted or () if name not in offered]
     if unknown:
         raise SystemExit(f"There is no recipe {', '.join(unknown)}; known are {', '.join(offered)}.")

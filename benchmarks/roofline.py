@@ -25,7 +25,7 @@ from alula.engines import Session, engine_named
 from alula.export import export_module
 from alula.hardware import thread_budget
 from alula.measure import Concurrency, Round, interleave
-from alula.quantization import quantizer_for
+from alula.quantization import Material, quantizer_for
 
 CHANNELS, SIZE, LAYERS, BATCH = 512, 28, 6, 8
 
@@ -79,20 +79,23 @@ def sessions(threads: int, folder: Path) -> tuple[dict[str, Session], np.ndarray
     settings = Settings(threads=1, instances=threads, batch_size=BATCH)
     engine = engine_named("openvino")
     loaded = {}
-    for name in ("fp32", "int8"):
-        artifact = folder / name
+    for recipe in (Recipe("openvino", "fp32"), Recipe("openvino", "int8", "nncf")):
+        artifact = folder / recipe.precision
         artifact.mkdir()
-        if name == "fp32":
-            engine.build(folder / "onnx", artifact)
+        if recipe.precision == "fp32":
+            engine.build(folder / "onnx", artifact, recipe=recipe)
         else:
-            quantizer_for("openvino/int8-nncf").quantize(
-                folder / "onnx",
-                artifact,
+            material = Material(
+                export=folder / "onnx",
+                module=lambda: network,
                 batches=lambda: iter([(sample,)]),
                 signature=signature,
                 saturating=False,
             )
-        loaded[name] = engine.load(artifact, signature=signature, settings=settings)
+            quantizer_for(recipe).quantize(material, artifact, recipe=recipe)
+        loaded[recipe.precision] = engine.load(
+            artifact, recipe=recipe, signature=signature, settings=settings
+        )
     return loaded, sample
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alula.bundle.manifest import MANIFEST_NAME, Deployed, Manifest, decode_manifest, sha256_of
 from alula.bundle.write import GOLDEN_NAME
-from alula.core import Settings
+from alula.core import Recipe, Settings
 from alula.engines import Arrays, Session, engine_named, run_in_batches
 from alula.errors import AlulaError, BundleError
 from alula.hardware import Fingerprint, fingerprint, int8_is_safe_here, thread_budget
@@ -193,9 +193,12 @@ def _start_checked(
     settings: Settings,
     golden: dict[str, NDArray[np.generic]],
 ) -> Session:
-    engine_name, _, precision = deployed.recipe.partition("/")
-    session = engine_named(engine_name).load(
-        bundle / deployed.artifact, signature=manifest.signature, settings=settings
+    try:
+        recipe = Recipe.parse(deployed.recipe)
+    except ValueError as error:
+        raise BundleError(bundle, f"It names a recipe that this release does not know: {error}.") from error
+    session = engine_named(recipe.engine).load(
+        bundle / deployed.artifact, recipe=recipe, signature=manifest.signature, settings=settings
     )
     try:
         missing = {*manifest.golden_inputs, *deployed.golden} - set(golden)
@@ -208,7 +211,7 @@ def _start_checked(
         )
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         difference = _difference(expected, outputs)
-        limit = TOLERANCE.get(precision.partition("-")[0], min(TOLERANCE.values()))
+        limit = TOLERANCE[recipe.precision]
         if not difference <= limit:
             raise BundleError(
                 bundle,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self, get_args
 
 import msgspec
 
@@ -18,6 +19,8 @@ __all__ = [
     "Ratio",
     "Recipe",
     "Rejected",
+    "Scalar",
+    "Scope",
     "Settings",
     "Signature",
     "TensorSpec",
@@ -25,7 +28,15 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "bf16", "int8"]
-ExportFormat = Literal["onnx", "exported", "torchscript", "openvino"]
+ExportFormat = Literal["onnx", "exported", "torchscript", "openvino", "module"]
+"""What a recipe starts from; `module` is the user's own module, of which no file is made."""
+
+Scope = Literal["all", "dense", "no-depthwise", "no-edges"]
+"""Which layers are quantized, by their role in the network, whatever the engine calls them.
+
+`all` leaves the choice to the quantizer; `dense` is dense convolutions and matrix products only;
+`no-depthwise` is all but depthwise convolutions; `no-edges` is all but stem, head and squeeze-excite.
+"""
 
 ARTIFACT_FILES: dict[ExportFormat, str] = {
     "onnx": "model.onnx",
@@ -64,10 +75,17 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an artifact is made: engine, precision, and the quantizer for `int8`.
+    """How an artifact is made: engine, precision, and what it does otherwise than the engine's default.
 
-    >>> Recipe("openvino", "int8", "nncf").name
-    'openvino/int8-nncf'
+    Attributes:
+        engine: what runs the artifact.
+        precision: of the products.
+        quantizer: one word; belongs to `int8` and to no other precision.
+        variant: how the engine or the quantizer does it otherwise, in words joined by dashes.
+        scope: which layers are quantized.
+
+    >>> Recipe("openvino", "int8", "nncf", "full-bias", "dense").name
+    'openvino/int8-nncf-full-bias-dense'
     >>> Recipe("torch", "fp32").name
     'torch/fp32'
     """
@@ -75,6 +93,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     precision: Precision
     quantizer: str | None = None
+    variant: str | None = None
+    scope: Scope = "all"
 
     def __post_init__(self) -> None:
         if (self.precision == "int8") != (self.quantizer is not None):
@@ -82,15 +102,54 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"a quantizer belongs to precision int8 and to no other; got {self.precision} "
                 f"with quantizer {self.quantizer}"
             )
+        if self.quantizer is None and self.scope != "all":
+            raise ValueError(f"a scope belongs to a quantizer; got {self.scope} with {self.precision}")
+        if self.quantizer is not None and not re.fullmatch(r"[a-z0-9]+", self.quantizer):
+            raise ValueError(f"a quantizer is one word of a-z and 0-9; got {self.quantizer!r}")
+        if self.variant is not None and not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.variant):
+            raise ValueError(f"a variant is words of a-z and 0-9 joined by dashes; got {self.variant!r}")
+        if self.variant is not None and _split_scope(self.variant)[1] != "all":
+            raise ValueError(f"a variant does not end with a scope; got {self.variant!r}")
 
     @property
     def name(self) -> str:
-        """`engine/precision` or `engine/precision-quantizer`."""
-        suffix = f"-{self.quantizer}" if self.quantizer else ""
-        return f"{self.engine}/{self.precision}{suffix}"
+        """`engine/precision[-quantizer][-variant][-scope]`."""
+        scope = None if self.scope == "all" else self.scope
+        parts = (self.precision, self.quantizer, self.variant, scope)
+        return f"{self.engine}/{'-'.join(part for part in parts if part)}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Return the recipe of a name.
+
+        Raises:
+            ValueError: it is no name of a recipe.
+
+        >>> Recipe.parse("onnxruntime/int8-static-percentile-no-depthwise").variant
+        'percentile'
+        """
+        engine, slash, rest = name.partition("/")
+        precision, _, rest = rest.partition("-")
+        if not slash or not engine or precision not in get_args(Precision):
+            raise ValueError(
+                f"`{name}` is no recipe; expected engine/precision, such as openvino/int8-nncf, with a "
+                f"precision of {', '.join(get_args(Precision))}"
+            )
+        if precision != "int8":
+            return cls(engine, precision, None, rest or None)  # type: ignore[arg-type]
+        words, scope = _split_scope(rest)
+        quantizer, _, variant = words.partition("-")
+        return cls(engine, precision, quantizer or None, variant or None, scope)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return self.name
+
+
+def _split_scope(words: str) -> tuple[str, Scope]:
+    for scope in get_args(Scope):
+        if words == scope or words.endswith(f"-{scope}"):
+            return words[: -len(scope)].rstrip("-"), scope
+    return words, "all"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,15 +10,17 @@ import functools
 import importlib
 from importlib.metadata import entry_points
 
-from alula.engines.base import Arrays, Engine, Session, check_inputs
+from alula.engines.base import Arrays, Engine, Knobs, Session, check_inputs, check_knobs
 from alula.engines.batching import filled, run_in_batches
 from alula.errors import EngineError, UsageError, closest
 
 __all__ = [
     "Arrays",
     "Engine",
+    "Knobs",
     "Session",
     "check_inputs",
+    "check_knobs",
     "engine_named",
     "engine_names",
     "filled",

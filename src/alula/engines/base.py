@@ -7,19 +7,20 @@ any object with `run` and `close`. The conformance suite (`tests/conformance`) i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ExportFormat, Settings, Signature, TensorSpec
+from alula.core import ExportFormat, Recipe, Scalar, Settings, Signature, TensorSpec
 from alula.errors import EngineError
 
-__all__ = ["Arrays", "Engine", "Session", "check_inputs"]
+__all__ = ["Arrays", "Engine", "Knobs", "Session", "check_inputs", "check_knobs"]
 
 Arrays = tuple[NDArray[np.generic], ...]
+Knobs = dict[str, Scalar]
 
 
 class Session(Protocol):
@@ -55,7 +56,6 @@ class Engine(Protocol):
     Attributes:
         name: the engine's part of a recipe name.
         install: command that installs it.
-        export_format: the export that its FP32 artifact is made from.
         runs_code: whether loading an artifact executes code from it, so that the user must say that
             the artifact is trusted.
         offered: whether a search tries it without being asked.
@@ -63,7 +63,6 @@ class Engine(Protocol):
 
     name: str
     install: str
-    export_format: ExportFormat
     runs_code: bool
     offered: bool
 
@@ -75,23 +74,67 @@ class Engine(Protocol):
         """
         ...
 
-    def build(self, export: Path, artifact: Path) -> None:
-        """Write the FP32 artifact of an export.
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """Return the recipes without a quantizer that can be fast on a CPU, the plain one first.
 
         Args:
-            export: folder written by an exporter, in `export_format`.
-            artifact: empty folder to fill.
+            isa: instruction sets of the CPU, named as in `alula.hardware.Cpu.isa`.
         """
         ...
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> Session:
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """Return the export that the artifact of one of `recipes` is made from."""
+        ...
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """Return knobs worth a try with a recipe (INT8 ones too) at settings, beside the engine's defaults.
+
+        The most promising come first; each is what `Settings.knobs` would hold. None changes results
+        beyond rounding.
+        """
+        ...
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
+        """Write the artifact of one of `recipes`.
+
+        Args:
+            export: folder written by an exporter, in the recipe's export format.
+            artifact: empty folder to fill.
+            recipe: which one.
+
+        Raises:
+            EngineUnavailableError: the engine is not installed.
+            EngineError: the artifact cannot be made.
+        """
+        ...
+
+    def load(self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings) -> Session:
         """Return a session that uses no more than `settings.total_threads` threads to compute.
+
+        Args:
+            artifact: folder filled by `build`, or by a quantizer for this engine.
+            recipe: by which it was made.
+            signature: the model's inputs and outputs.
+            settings: knobs that the engine does not know are an error.
 
         Raises:
             EngineUnavailableError: the engine is not installed.
             EngineError: the artifact cannot be loaded.
         """
         ...
+
+
+def check_knobs(engine: str, settings: Settings, known: Collection[str]) -> None:
+    """Check that settings hold no knob that an engine does not know.
+
+    Raises:
+        EngineError: they do.
+    """
+    unknown = sorted(set(settings.knobs) - set(known))
+    if unknown:
+        raise EngineError(
+            f"Engine `{engine}` has no knob `{unknown[0]}`; known are {', '.join(sorted(known)) or 'none'}."
+        )
 
 
 def check_inputs(engine: str, specs: Sequence[TensorSpec], inputs: Arrays) -> int:

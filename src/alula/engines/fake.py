@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from alula.core import ExportFormat, Settings, Signature
-from alula.engines.base import Arrays, check_inputs
+from alula.core import ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs
 from alula.errors import EngineError
 
 __all__ = ["SCRIPT_VARIABLE", "FakeEngine", "FakeScript"]
@@ -45,7 +46,6 @@ class FakeEngine:
 
     name = "fake"
     install = "pip install alula"
-    export_format: ExportFormat = "onnx"
     runs_code = False
     offered = False
 
@@ -53,14 +53,28 @@ class FakeEngine:
         """See `Engine.version`."""
         return "1"
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "onnx"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the script is the artifact."""
         script = msgspec.json.decode(os.environ.get(SCRIPT_VARIABLE, "{}"), type=FakeScript)
         if script.fault_at == "build":
             _misbehave(script)
         (artifact / "fake.json").write_bytes(msgspec.json.encode(script))
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> FakeSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> FakeSession:
         """See `Engine.load`."""
         try:
             script = msgspec.json.decode((artifact / "fake.json").read_bytes(), type=FakeScript)

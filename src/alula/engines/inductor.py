@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
-from alula.engines.base import Arrays, check_inputs
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs
 from alula.engines.torch_eager import INSTALL, TorchSession, load_exported, require_torch
 from alula.errors import EngineError, EngineUnavailableError
 
@@ -25,7 +26,6 @@ class InductorEngine:
 
     name = "inductor"
     install = f"{INSTALL} and a C++ compiler such as g++"
-    export_format: ExportFormat = "exported"
     runs_code = True
     offered = True
 
@@ -40,11 +40,25 @@ class InductorEngine:
             raise EngineUnavailableError("inductor (no C++ compiler found)", install="apt-get install g++")
         return version
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "exported"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the exported program is the artifact."""
         shutil.copy2(export / ARTIFACT_FILES["exported"], artifact)
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> InductorSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> InductorSession:
         """See `Engine.load`; compiles, which takes up to a minute."""
         self.version()
         return InductorSession(artifact / ARTIFACT_FILES["exported"], signature=signature, settings=settings)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
-from alula.engines.base import Arrays, check_inputs
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs
 from alula.errors import EngineError, EngineUnavailableError
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -20,7 +21,6 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     install = "pip install 'alula[onnxruntime]'"
-    export_format: ExportFormat = "onnx"
     runs_code = False
     offered = True
 
@@ -28,11 +28,25 @@ class OnnxRuntimeEngine:
         """See `Engine.version`."""
         return str(_import().__version__)
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "onnx"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the ONNX file is the artifact; graph optimisation happens at load."""
         shutil.copy2(export / ARTIFACT_FILES["onnx"], artifact)
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> OnnxRuntimeSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> OnnxRuntimeSession:
         """See `Engine.load`."""
         return OnnxRuntimeSession(artifact / ARTIFACT_FILES["onnx"], signature=signature, settings=settings)
 

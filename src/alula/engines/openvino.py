@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
-from alula.engines.base import Arrays, check_inputs
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs
 from alula.errors import EngineError, EngineUnavailableError
 
 __all__ = ["OpenVinoEngine"]
@@ -23,7 +23,6 @@ class OpenVinoEngine:
 
     name = "openvino"
     install = "pip install 'alula[openvino]'"
-    export_format: ExportFormat = "onnx"
     runs_code = False
     offered = True
 
@@ -31,7 +30,19 @@ class OpenVinoEngine:
         """See `Engine.version`."""
         return str(_import().__version__).split("-", 1)[0]
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "onnx"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: converts the ONNX file, with weights kept in FP32."""
         ov = _import()
         try:
@@ -40,7 +51,9 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot convert the ONNX export: {_last_line(error)}") from error
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> OpenVinoSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> OpenVinoSession:
         """See `Engine.load`."""
         return OpenVinoSession(artifact / ARTIFACT_FILES["openvino"], signature=signature, settings=settings)
 

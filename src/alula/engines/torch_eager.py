@@ -6,14 +6,14 @@ import contextlib
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
-from alula.engines.base import Arrays, check_inputs
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs
 from alula.errors import EngineError, EngineUnavailableError
 
 if TYPE_CHECKING:
@@ -133,7 +133,6 @@ class TorchEngine:
 
     name = "torch"
     install = INSTALL
-    export_format: ExportFormat = "exported"
     runs_code = True
     offered = True
 
@@ -141,11 +140,25 @@ class TorchEngine:
         """See `Engine.version`."""
         return require_torch()
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "exported"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the exported program is the artifact."""
         shutil.copy2(export / ARTIFACT_FILES["exported"], artifact)
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> TorchSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> TorchSession:
         """See `Engine.load`."""
         module = load_exported(artifact / ARTIFACT_FILES["exported"])
         return TorchSession(self.name, module, signature=signature, settings=settings)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
+from alula.engines.base import Knobs
 from alula.engines.torch_eager import INSTALL, TorchSession, require_torch
 from alula.errors import EngineError
 
@@ -18,7 +20,6 @@ class TorchScriptEngine:
 
     name = "torchscript"
     install = INSTALL
-    export_format: ExportFormat = "torchscript"
     runs_code = True
     offered = True
 
@@ -26,7 +27,19 @@ class TorchScriptEngine:
         """See `Engine.version`."""
         return require_torch()
 
-    def build(self, export: Path, artifact: Path) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Engine.recipes`."""
+        return (Recipe(self.name, "fp32"),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Engine.export_format`."""
+        return "torchscript"
+
+    def knobs(self, recipe: Recipe, settings: Settings) -> tuple[Knobs, ...]:
+        """See `Engine.knobs`."""
+        return ()
+
+    def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the traced module is the artifact.
 
         `optimize_for_inference` packs weights for the running CPU and cannot be saved, so it is
@@ -34,7 +47,9 @@ class TorchScriptEngine:
         """
         shutil.copy2(export / ARTIFACT_FILES["torchscript"], artifact)
 
-    def load(self, artifact: Path, *, signature: Signature, settings: Settings) -> TorchSession:
+    def load(
+        self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
+    ) -> TorchSession:
         """See `Engine.load`."""
         require_torch()
         import torch

@@ -11,14 +11,14 @@ import importlib
 from importlib.metadata import entry_points
 
 from alula.errors import EngineError, UsageError, closest
-from alula.quantization.base import Batches, Quantizer
+from alula.core import Recipe
+from alula.quantization.base import Batches, Material, Quantizer
 
-__all__ = ["Batches", "Quantizer", "quantizer_for", "quantizer_names"]
+__all__ = ["Batches", "Material", "Quantizer", "quantizer_for", "quantizer_named", "quantizer_names"]
 
 _BUILT_IN = {
     "onnxruntime/int8-static": "alula.quantization.onnxruntime_static:OnnxRuntimeStatic",
     "openvino/int8-nncf": "alula.quantization.openvino_nncf:OpenVinoNncf",
-    "openvino/int8-dense": "alula.quantization.openvino_nncf:OpenVinoNncfDense",
 }
 
 
@@ -29,7 +29,7 @@ def _targets() -> dict[str, str]:
 
 
 def quantizer_names() -> tuple[str, ...]:
-    """Return the recipe names of all registered quantizers, installed or not.
+    """Return the names of all registered quantizers, `engine/int8-quantizer`, installed or not.
 
     >>> "openvino/int8-nncf" in quantizer_names()
     True
@@ -37,23 +37,33 @@ def quantizer_names() -> tuple[str, ...]:
     return tuple(_targets())
 
 
-def quantizer_for(recipe: str) -> Quantizer:
+def quantizer_for(recipe: Recipe) -> Quantizer:
     """Return the quantizer of an INT8 recipe; its library is imported only when it is used.
 
     Raises:
-        UsageError: no such recipe is registered.
+        UsageError: it is not registered.
+        EngineError: a third party's entry point does not lead to a quantizer.
+    """
+    return quantizer_named(f"{recipe.engine}/{recipe.precision}-{recipe.quantizer}")
+
+
+def quantizer_named(name: str) -> Quantizer:
+    """Return the quantizer of a name such as `openvino/int8-nncf`.
+
+    Raises:
+        UsageError: it is not registered.
         EngineError: a third party's entry point does not lead to a quantizer.
     """
     targets = _targets()
-    if recipe not in targets:
+    if name not in targets:
         raise UsageError(
-            f"There is no INT8 recipe `{recipe}`; known are {', '.join(targets)}.{closest(recipe, targets)}"
+            f"There is no quantizer `{name}`; known are {', '.join(targets)}.{closest(name, targets)}"
         )
-    module, _, attribute = targets[recipe].partition(":")
+    module, _, attribute = targets[name].partition(":")
     try:
         quantizer = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError) as error:
-        raise EngineError(f"The entry point of `{recipe}` ({targets[recipe]}) fails: {error}") from error
+        raise EngineError(f"The entry point of `{name}` ({targets[name]}) fails: {error}") from error
     if not isinstance(quantizer, Quantizer):
-        raise EngineError(f"The entry point of `{recipe}` ({targets[recipe]}) is no quantizer.")
+        raise EngineError(f"The entry point of `{name}` ({targets[name]}) is no quantizer.")
     return quantizer

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ExportFormat, Signature
+from alula.core import ExportFormat, Recipe, Signature
 
-__all__ = ["Batches", "Quantizer"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Batches", "Material", "Quantizer"]
 
 Batches = Callable[[], Iterator[tuple[NDArray[np.generic], ...]]]
 """Gives a fresh pass over the calibration batches: one array (b, ...) per model input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a quantizer makes an artifact from.
+
+    Attributes:
+        export: folder written by an exporter, in the recipe's export format; empty for `module`.
+        module: gives the user's module in eval mode, rewritten as before every export; it is the caller's
+            to change. Raises `ModelError` where the model is no PyTorch module.
+        batches: calibration data; never the samples that decide acceptance.
+        signature: inputs and outputs of the model.
+        saturating: whether this CPU's u8 x s8 products saturate in 16 bits, so that weights must leave
+            one bit unused.
+    """
+
+    export: Path
+    module: Callable[[], nn.Module]
+    batches: Batches
+    signature: Signature
+    saturating: bool
 
 
 @runtime_checkable
@@ -25,13 +50,11 @@ class Quantizer(Protocol):
         name: the quantizer's part of a recipe name.
         engine: the engine that its artifacts are for.
         install: command that installs it.
-        export_format: the export that it starts from.
     """
 
     name: str
     engine: str
     install: str
-    export_format: ExportFormat
 
     def version(self) -> str:
         """Return the installed version.
@@ -41,20 +64,23 @@ class Quantizer(Protocol):
         """
         ...
 
-    def quantize(
-        self, export: Path, artifact: Path, *, batches: Batches, signature: Signature, saturating: bool
-    ) -> None:
-        """Write the INT8 artifact.
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """Return the recipes that can be fast on a CPU: variants and scopes, the plain one first.
 
         Args:
-            export: folder written by an exporter, in `export_format`.
-            artifact: empty folder to fill.
-            batches: calibration data; never the samples that decide acceptance.
-            signature: inputs and outputs of the model.
-            saturating: whether this CPU's u8 x s8 products saturate in 16 bits, so that weights must
-                leave one bit unused.
+            isa: instruction sets of the CPU, named as in `alula.hardware.Cpu.isa`.
+        """
+        ...
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """Return what the artifact of one of `recipes` is made from."""
+        ...
+
+    def quantize(self, material: Material, artifact: Path, *, recipe: Recipe) -> None:
+        """Write the INT8 artifact of one of `recipes` into an empty folder.
 
         Raises:
+            EngineUnavailableError: the quantizer is not installed.
             EngineError: the model cannot be quantized this way.
         """
         ...

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Signature
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
 from alula.errors import EngineError, EngineUnavailableError
-from alula.quantization.base import Batches
+from alula.quantization.base import Batches, Material
 
 __all__ = ["OnnxRuntimeStatic"]
 
@@ -28,7 +28,6 @@ class OnnxRuntimeStatic:
     name = "static"
     engine = "onnxruntime"
     install = "pip install 'alula[onnxruntime]'"
-    export_format: ExportFormat = "onnx"
 
     def version(self) -> str:
         """See `Quantizer.version`."""
@@ -39,16 +38,22 @@ class OnnxRuntimeStatic:
             raise EngineUnavailableError("onnxruntime with onnx", install=self.install) from error
         return str(onnxruntime.__version__)
 
-    def quantize(
-        self, export: Path, artifact: Path, *, batches: Batches, signature: Signature, saturating: bool
-    ) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Quantizer.recipes`."""
+        return (Recipe(self.engine, "int8", self.name),)
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Quantizer.export_format`."""
+        return "onnx"
+
+    def quantize(self, material: Material, artifact: Path, *, recipe: Recipe) -> None:
         """See `Quantizer.quantize`."""
         self.version()
         from google.protobuf.message import DecodeError
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        names = [spec.name for spec in signature.inputs]
+        names = [spec.name for spec in material.signature.inputs]
         root = logging.getLogger()
         level = root.level
         root.setLevel(logging.ERROR)  # the quantizer advises its own developers on the root logger
@@ -57,15 +62,15 @@ class OnnxRuntimeStatic:
                 prepared = Path(scratch) / "prepared.onnx"
                 # Symbolic shape inference is for transformers; it fails on some convolutional graphs.
                 quant_pre_process(
-                    str(export / ARTIFACT_FILES["onnx"]), str(prepared), skip_symbolic_shape=True
+                    str(material.export / ARTIFACT_FILES["onnx"]), str(prepared), skip_symbolic_shape=True
                 )
                 quantize_static(
                     str(prepared),
                     str(artifact / ARTIFACT_FILES["onnx"]),
-                    _Reader(names, batches),
+                    _Reader(names, material.batches),
                     quant_format=QuantFormat.QDQ,
                     per_channel=True,
-                    reduce_range=saturating,
+                    reduce_range=material.saturating,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,

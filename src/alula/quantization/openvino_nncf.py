@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Signature
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
 from alula.errors import EngineError, EngineUnavailableError
-from alula.quantization.base import Batches
+from alula.quantization.base import Material
 
-__all__ = ["OpenVinoNncf", "OpenVinoNncfDense"]
+__all__ = ["OpenVinoNncf"]
 
 # What `dense` leaves in FP32: everything but convolutions without groups.
 # Depthwise convolutions and element-wise work are bound by memory, and the conversions around them
@@ -34,8 +35,6 @@ class OpenVinoNncf:
     name = "nncf"
     engine = "openvino"
     install = "pip install 'alula[openvino]'"
-    export_format: ExportFormat = "onnx"
-    left_out: tuple[str, ...] = ()
 
     def version(self) -> str:
         """See `Quantizer.version`."""
@@ -46,9 +45,15 @@ class OpenVinoNncf:
             raise EngineUnavailableError("nncf with openvino", install=self.install) from error
         return str(nncf.__version__)
 
-    def quantize(
-        self, export: Path, artifact: Path, *, batches: Batches, signature: Signature, saturating: bool
-    ) -> None:
+    def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
+        """See `Quantizer.recipes`."""
+        return tuple(Recipe(self.engine, "int8", self.name, None, scope) for scope in ("all", "dense"))
+
+    def export_format(self, recipe: Recipe) -> ExportFormat:
+        """See `Quantizer.export_format`."""
+        return "onnx"
+
+    def quantize(self, material: Material, artifact: Path, *, recipe: Recipe) -> None:
         """See `Quantizer.quantize`."""
         self.version()
         import nncf
@@ -57,14 +62,15 @@ class OpenVinoNncf:
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         samples = [
-            {name: value[i : i + 1] for name, value in zip(_names(signature), batch, strict=True)}
-            for batch in batches()
+            {name: value[i : i + 1] for name, value in zip(_names(material.signature), batch, strict=True)}
+            for batch in material.batches()
             for i in range(batch[0].shape[0])
         ]
         try:
-            model = ov.Core().read_model(export / ARTIFACT_FILES["onnx"])
+            model = ov.Core().read_model(material.export / ARTIFACT_FILES["onnx"])
+            left_out = _NOT_DENSE if recipe.scope == "dense" else ()
             present = {node.get_type_name() for node in model.get_ops()}
-            ignored = [kind for kind in self.left_out if kind in present]
+            ignored = [kind for kind in left_out if kind in present]
             options: dict[str, Any] = {}
             if ignored:
                 names = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() in ignored]
@@ -74,20 +80,13 @@ class OpenVinoNncf:
                 nncf.Dataset(samples),
                 subset_size=len(samples),
                 advanced_parameters=AdvancedQuantizationParameters(
-                    overflow_fix=OverflowFix.ENABLE if saturating else OverflowFix.DISABLE
+                    overflow_fix=OverflowFix.ENABLE if material.saturating else OverflowFix.DISABLE
                 ),
                 **options,
             )
             ov.save_model(quantized, artifact / ARTIFACT_FILES["openvino"], compress_to_fp16=False)
         except (RuntimeError, ValueError, nncf.ValidationError, nncf.InternalError) as error:
             raise EngineError(f"NNCF cannot quantize this model: {type(error).__name__}: {error}") from error
-
-
-class OpenVinoNncfDense(OpenVinoNncf):
-    """NNCF on dense convolutions only; everything else stays FP32."""
-
-    name = "dense"
-    left_out = _NOT_DENSE
 
 
 def _names(signature: Signature) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from alula.core import Precision, Recipe, Settings, Signature
 from alula.engines import engine_named, engine_names
 from alula.errors import UsageError, closest
-from alula.quantization import quantizer_names
+from alula.quantization import quantizer_named, quantizer_names
 
 __all__ = ["BATCH_SIZES", "offered_recipes", "settings_grid"]
 
@@ -16,7 +18,7 @@ _ORDER = (
     "openvino/fp32",
     "onnxruntime/fp32",
     "openvino/int8-nncf",
-    "openvino/int8-dense",
+    "openvino/int8-nncf-dense",
     "onnxruntime/int8-static",
     "torchscript/fp32",
     "torch/fp32",
@@ -25,11 +27,15 @@ _ORDER = (
 
 
 def offered_recipes(
-    *, engines: tuple[str, ...] | None = None, precisions: tuple[Precision, ...] | None = None
+    isa: Collection[str],
+    *,
+    engines: tuple[str, ...] | None = None,
+    precisions: tuple[Precision, ...] | None = None,
 ) -> tuple[Recipe, ...]:
     """Return the recipes to try, most promising first, whether their engines are installed or not.
 
     Args:
+        isa: instruction sets of the CPU; what cannot be fast there is not offered.
         engines: only these; None means all that are offered.
         precisions: only these; None means all.
 
@@ -43,11 +49,10 @@ def offered_recipes(
                 f"There is no engine `{name}`; known are {', '.join(known)}.{closest(name, known)}"
             )
     chosen = engines or tuple(name for name in known if engine_named(name).offered)
-    recipes = [Recipe(name, "fp32") for name in chosen]
-    for quantized in quantizer_names():
-        engine, _, suffix = quantized.partition("/int8-")
-        if engine in chosen:
-            recipes.append(Recipe(engine, "int8", suffix))
+    recipes = [recipe for name in chosen for recipe in engine_named(name).recipes(isa)]
+    for name in quantizer_names():
+        if name.partition("/")[0] in chosen:
+            recipes += quantizer_named(name).recipes(isa)
     if precisions is not None:
         recipes = [recipe for recipe in recipes if recipe.precision in precisions]
     order = {name: index for index, name in enumerate(_ORDER)}

@@ -43,9 +43,10 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Make the artifact of a recipe from an export, with calibration data for INT8."""
+    """Make the artifact of a recipe from an export, or the model itself, with calibration data for INT8."""
 
     recipe: Recipe
+    source: Source
     export: str
     artifact: str
     calibration: tuple[str, ...]

@@ -359,9 +359,9 @@ class _Search:
 
     def _export(self, recipe: Recipe) -> Path:
         target = (
-            quantizer_for(recipe.name).export_format
+            quantizer_for(recipe).export_format(recipe)
             if recipe.precision == "int8"
-            else engine_named(recipe.engine).export_format
+            else engine_named(recipe.engine).export_format(recipe)
         )
         exports = self._exports
         if target in exports.failures:
@@ -404,6 +404,7 @@ class _Search:
             child.ask(
                 BuildRequest(
                     recipe=recipe,
+                    source=self._plan.source,
                     export=str(export),
                     artifact=str(artifact),
                     calibration=self._plan.calibration,

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from alula.core import Settings, Signature
 from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
-from alula.export import export_module, signature_of_module, signature_of_onnx
+from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
 from alula.measure import Concurrency
-from alula.quantization import quantizer_for
+from alula.quantization import Material, quantizer_for
 from alula.sources import LoadedModel, Source, load_model
 from alula.tuning.messages import (
     BuildRequest,
@@ -86,7 +86,10 @@ class Worker:
             case LoadRequest():
                 reply = self._load(
                     lambda: engine_named(request.recipe.engine).load(
-                        Path(request.artifact), signature=request.signature, settings=request.settings
+                        Path(request.artifact),
+                        recipe=request.recipe,
+                        signature=request.signature,
+                        settings=request.settings,
                     ),
                     request.settings,
                     request.signature,
@@ -120,15 +123,18 @@ class Worker:
         started = time.perf_counter()
         export, artifact = Path(request.export), Path(request.artifact)
         if request.recipe.precision == "int8":
-            quantizer_for(request.recipe.name).quantize(
-                export,
-                artifact,
+            material = Material(
+                export=export,
+                module=lambda: rewritten(
+                    _module(load_model(request.source)), _heads(request.calibration)
+                )[0],
                 batches=lambda: _calibration_batches(_mapped(request.calibration), request.signature),
                 signature=request.signature,
                 saturating=request.saturating,
             )
+            quantizer_for(request.recipe).quantize(material, artifact, recipe=request.recipe)
         else:
-            engine_named(request.recipe.engine).build(export, artifact)
+            engine_named(request.recipe.engine).build(export, artifact, recipe=request.recipe)
         return Built(seconds=time.perf_counter() - started)
 
     def _load(self, load: Callable[[], Session], settings: Settings, signature: Signature) -> Loaded:

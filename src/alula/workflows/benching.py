@@ -94,7 +94,7 @@ def bench(
                 deployed = bundle.deployed
                 chosen[name] = deployed, bundle.settings
                 contenders[name] = LoadRequest(
-                    recipe=_recipe(deployed.recipe),
+                    recipe=Recipe.parse(deployed.recipe),
                     artifact=str((bundle.path / deployed.artifact).absolute()),
                     signature=bundle.manifest.signature,
                     settings=bundle.settings,
@@ -131,14 +131,6 @@ def bench(
             )
         )
     return BenchReport(rows=tuple(rows), warnings=comparison.warnings)
-
-
-def _recipe(name: str) -> Recipe:
-    engine, _, rest = name.partition("/")
-    precision, _, quantizer = rest.partition("-")
-    return msgspec.convert(
-        {"engine": engine, "precision": precision, "quantizer": quantizer or None}, type=Recipe
-    )
 
 
 def _write_inputs(bundle: Bundle, folder: Path) -> tuple[str, ...]:

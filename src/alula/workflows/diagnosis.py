@@ -8,7 +8,7 @@ from alula._version import __version__
 from alula.engines import Engine, engine_named, engine_names
 from alula.errors import EngineUnavailableError
 from alula.hardware import Cpu, CpuLimits, Memory, doctor_findings, read_cpu, read_limits, read_memory
-from alula.quantization import Quantizer, quantizer_for, quantizer_names
+from alula.quantization import Quantizer, quantizer_named, quantizer_names
 
 __all__ = ["Diagnosis", "Part", "TorchBuild", "diagnose"]
 
@@ -50,7 +50,7 @@ def diagnose() -> Diagnosis:
     # Before any engine: OpenMP may pin threads on import, and the affinity would read smaller.
     cpu, limits = read_cpu(), read_limits()
     engines = tuple(_part(engine_named(name), name) for name in engine_names() if engine_named(name).offered)
-    quantizers = tuple(_part(quantizer_for(name), name) for name in quantizer_names())
+    quantizers = tuple(_part(quantizer_named(name), name) for name in quantizer_names())
     torch_build = _torch_build() if any(p.name == "torch" and p.version for p in engines) else None
     return Diagnosis(
         alula=__version__,

@@ -129,7 +129,9 @@ def optimize(
         raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
     budget_s = parse_duration_s(budget)
     budget_threads = thread_budget(threads)
+    machine = fingerprint()
     recipes = offered_recipes(
+        machine.isa,
         engines=None if engines is None else tuple(engines),
         precisions=None if precisions is None else tuple(precisions),
     )
@@ -140,7 +142,6 @@ def optimize(
     with _work_folder(None if keep is None else Path(keep)) as workdir:
         source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
-        machine = fingerprint()
         plan = SearchPlan(
             source=source,
             workdir=workdir,
