@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from alula.bundle import GOLDEN_NAME, decode_manifest, encode_manifest, read_manifest, start, verify
-from alula.core import Affine, AudioInput, LogMel, MinMax, Settings, ZScore
+from alula.core import Affine, AudioInput, LogMel, MinMax, Ratio, Settings, ZScore
 from alula.engines import engine_named
 from alula.errors import EngineUnavailableError
 
@@ -56,6 +57,14 @@ def test_writing_it_again_changes_nothing() -> None:
     assert msgspec.structs.asdict(
         decode_manifest(encode_manifest(manifest), BUNDLE)
     ) == msgspec.structs.asdict(manifest)
+
+
+def test_an_interval_without_upper_end_reads() -> None:
+    # As it was written from the start, after searches of fewer than six rounds.
+    old = read_manifest(BUNDLE)
+    few = msgspec.structs.replace(old, speedup=Ratio(2.0, 0.0, math.inf))
+    assert b'"high": null' in encode_manifest(few)
+    assert decode_manifest(encode_manifest(few), BUNDLE).speedup == few.speedup
 
 
 def test_it_runs() -> None:

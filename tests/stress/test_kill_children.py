@@ -104,6 +104,7 @@ def check(
         threads=1,
         saturating=False,
         budget_s=600.0,
+        closing_s=0.0,
         memory_limit_bytes=8 * 2**30,
         timeout_s=20.0,
         round_s=0.05,

@@ -9,7 +9,7 @@ import numpy as np
 from tiny import write_linear_onnx
 
 from alula.bundle import Baseline, Deployed, Manifest, write_bundle
-from alula.core import Accuracy, AudioInput, ImageInput, LogMel, Ratio, Settings, Signature, TensorSpec
+from alula.core import Accuracy, AudioInput, ImageInput, LogMel, Ratio, Recipe, Settings, Signature, TensorSpec
 from alula.engines import engine_named
 from alula.features import AudioFeatures, make_features
 from alula.hardware import fingerprint
@@ -72,7 +72,9 @@ def write_audio_bundle(target: Path, *, scratch: Path) -> Path:
         (TensorSpec("scores", "float32", ("b", len(SONGS))),),
     )
     settings = Settings(threads=1, instances=1, batch_size=8)
-    session = engine_named("onnxruntime").load(artifact, signature=signature, settings=settings)
+    session = engine_named("onnxruntime").load(
+        artifact, recipe=Recipe("onnxruntime", "fp32"), signature=signature, settings=settings
+    )
     (outputs,) = session.run((golden,))
     session.close()
     (scratch / "search.jsonl").write_bytes(b"")

@@ -212,12 +212,17 @@ def test_the_example_engine_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     artifact.mkdir()
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     onnx.save(model, export / "model.onnx")
-    engine.build(export, artifact)
+    (recipe,) = engine.recipes(())
+    assert engine.export_format(recipe) == "onnx"
+    assert engine.knobs(recipe, Settings()) == ()
+    engine.build(export, artifact, recipe=recipe)
     signature = Signature(
         (TensorSpec("x", "float32", ("b", 3)),),
         (TensorSpec("y", "float32", ("b", 3)),),
     )
-    session = engine.load(artifact, signature=signature, settings=Settings(batch_size=2))
+    session = engine.load(
+        artifact, recipe=recipe, signature=signature, settings=Settings(batch_size=2)
+    )
     x = np.array([[-1, 0, 2], [3, -4, 5]], np.float32)
     (y,) = session.run((x,))
     assert np.array_equal(y, np.maximum(x, 0))
@@ -228,7 +233,7 @@ def test_the_example_engine_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for damage in (b"", b"no graph"):
         (artifact / "model.onnx").write_bytes(damage)
         with pytest.raises(EngineError, match="no readable ONNX file"):
-            engine.load(artifact, signature=signature, settings=Settings())
+            engine.load(artifact, recipe=recipe, signature=signature, settings=Settings())
 
 
 def blocks_with_project() -> list[str]:

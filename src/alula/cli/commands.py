@@ -52,7 +52,7 @@ def doctor(screen: Screen) -> None:
 )
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
 @click.option("--scenario", type=click.Choice(["offline"]), default="offline", show_default=True)
-@click.option("--budget", default="10m", show_default=True, help="Start no recipe later than this.")
+@click.option("--budget", default="10m", show_default=True, help="Time for everything.")
 @click.option("--engines", help="Only these engines, comma-separated.")
 @click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
 @click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
@@ -66,6 +66,7 @@ def doctor(screen: Screen) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the bootstrap.")
 @click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
 @click.option("--keep", type=FOLDER, help="New folder for exports, logs and how to repeat failures.")
+@click.option("--fresh", is_flag=True, help="Start over rather than continue an interrupted search.")
 @command_options
 def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
     """Find the fastest way to run MODEL within an accuracy limit, and write it as a bundle.
@@ -96,6 +97,7 @@ def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
         seed=options["seed"],
         replace=options["replace"],
         keep=options["keep"],
+        fresh=options["fresh"],
         report=progress.report,
         on_outcome=progress.outcome,
     ) as bundle:
@@ -214,7 +216,7 @@ def inspect(screen: Screen, bundle: Path) -> None:
 @click.option(
     "-o", "--output", type=FOLDER, default=Path("demo-output"), show_default=True, help="Where files go."
 )
-@click.option("--budget", default="3m", show_default=True, help="Start no recipe later than this.")
+@click.option("--budget", default="3m", show_default=True, help="Time for everything.")
 @command_options
 def demo(screen: Screen, output: Path, budget: str) -> None:
     """Go the whole way on a built-in example: synthesised birds, nothing to download."""

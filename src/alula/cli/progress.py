@@ -33,7 +33,7 @@ class SearchProgress:
     def outcome(self, outcome: Outcome) -> None:
         """Show what was found: new leaders and losses always, the rest when verbose."""
         if isinstance(outcome, Accepted):
-            leads = self._leader is None or outcome.throughput.per_s > self._leader.throughput.per_s
+            leads = self._leader is None or (outcome.relative or 0) > (self._leader.relative or 0)
             if leads:
                 self._leader = outcome
             if leads or self._screen.verbose:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast, get_args
 
 import msgspec
 
@@ -167,6 +168,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_size: PositiveInt = 1
     knobs: dict[str, Scalar] = {}
 
+    def __hash__(self) -> int:
+        # Of the knobs too, which are a dict in JSON.
+        return hash((self.threads, self.instances, self.batch_size, tuple(sorted(self.knobs.items()))))
+
     @property
     def total_threads(self) -> int:
         """Threads busy when every instance computes."""
@@ -187,18 +192,33 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.recipe} ({self.settings})"
 
 
+if TYPE_CHECKING:
+    UpperEnd = float
+else:
+    # JSON has no infinity: it is written as null, and this lets null be read.
+    UpperEnd = float | None
+
+
 class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A ratio of two speeds with its 95 % interval; `low` and `high` are infinite-width when n is too small.
+    """A ratio of two speeds with its 95 % interval, which is [0, inf] when there are too few rounds to tell.
+
+    In JSON an infinite `high` is null, both ways.
 
     >>> Ratio(3.0, 2.9, 3.1).certain
     True
     >>> Ratio(1.01, 0.98, 1.04).certain
     False
+    >>> msgspec.json.decode('{"median": 3.0, "low": 0.0, "high": null}', type=Ratio)
+    Ratio(median=3.0, low=0.0, high=inf)
     """
 
     median: float
     low: float
-    high: float
+    high: UpperEnd
+
+    def __post_init__(self) -> None:
+        if cast(float | None, self.high) is None:
+            msgspec.structs.force_setattr(self, "high", math.inf)
 
     @property
     def certain(self) -> bool:
@@ -260,11 +280,19 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="accepted"):
-    """A candidate inside the accuracy limit, with its speed."""
+    """A candidate inside the accuracy limit, with its speed.
+
+    Attributes:
+        accuracy: on all validation samples, or on those of a first rough check that it passed.
+        relative: speed over the search's anchor, a fixed candidate measured just before and after; what
+            candidates looked at in different minutes are compared by.
+        seconds: spent on it.
+    """
 
     candidate: Candidate
     accuracy: Accuracy
     throughput: Throughput
+    relative: float | None = None
     seconds: float = 0.0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import msgspec
+
 from alula.core import Precision, Recipe, Settings, Signature
 from alula.engines import engine_named, engine_names
 from alula.errors import UsageError, closest
 from alula.quantization import quantizer_named, quantizer_names
 
-__all__ = ["BATCH_SIZES", "offered_recipes", "settings_grid"]
+__all__ = ["BATCH_SIZES", "batch_neighbours", "offered_recipes", "settings_grid"]
 
 BATCH_SIZES = (1, 8, 32)
 
@@ -60,20 +62,45 @@ def offered_recipes(
 
 
 def settings_grid(threads: int, signature: Signature) -> tuple[Settings, ...]:
-    """Return the settings to measure: one wide instance and many narrow ones, at each batch size.
+    """Return the coarse settings: every way to share the threads, at each of a few batch sizes.
 
-    A model whose batch axis is fixed is measured at that batch only.
+    Those of one batch size stand together, the middle size first. A model whose batch axis is fixed has
+    that size only.
 
     >>> from alula.core import TensorSpec
     >>> spec = TensorSpec("x", "float32", ("b", 3, 32, 32))
-    >>> [str(s) for s in settings_grid(2, Signature((spec,), ()))][:2]
-    ['1x2 threads, batch 8', '2x1 threads, batch 8']
+    >>> [str(s) for s in settings_grid(4, Signature((spec,), ()))][:3]
+    ['1x4 threads, batch 8', '2x2 threads, batch 8', '4x1 threads, batch 8']
     """
     fixed = signature.inputs[0].shape[0]
     batches = (fixed,) if isinstance(fixed, int) else tuple(sorted(BATCH_SIZES, key=lambda b: (b != 8, b)))
-    layouts = [(threads, 1)] if threads == 1 else [(threads, 1), (1, threads)]
     return tuple(
         Settings(threads=per_instance, instances=instances, batch_size=batch)
         for batch in batches
-        for per_instance, instances in layouts
+        for per_instance, instances in _layouts(threads)
     )
+
+
+def _layouts(threads: int) -> list[tuple[int, int]]:
+    """Return threads per instance and instances: one wide, many narrow, and one way between."""
+    layouts = [(threads, 1)]
+    if threads >= 4:
+        layouts.append((threads // 2, 2))
+    if threads > 1:
+        layouts.append((1, threads))
+    return layouts
+
+
+def batch_neighbours(settings: Settings, signature: Signature) -> tuple[Settings, ...]:
+    """Return the same settings at half and at twice the batch size, where the model allows it.
+
+    >>> from alula.core import TensorSpec
+    >>> spec = TensorSpec("x", "float32", ("b", 3, 32, 32))
+    >>> [s.batch_size for s in batch_neighbours(Settings(batch_size=8), Signature((spec,), ()))]
+    [4, 16]
+    """
+    if isinstance(signature.inputs[0].shape[0], int):
+        return ()
+    size = settings.batch_size
+    sizes = [size // 2] * (size > 1) + [size * 2] * (size < 2 * max(BATCH_SIZES))
+    return tuple(msgspec.structs.replace(settings, batch_size=one) for one in sizes)

@@ -15,12 +15,21 @@ __all__ = ["Journal", "read_journal"]
 
 
 class Journal:
-    """Appends outcomes to `search.jsonl`; each line is on disk before the next trial starts."""
+    """Appends outcomes to `search.jsonl`; each line is on disk before the next trial starts.
+
+    Args:
+        path: of a new journal, or of one that an interrupted search left, which is continued.
+
+    Raises:
+        BundleError: a line of it is no outcome.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._encoder = msgspec.json.Encoder()
-        path.write_bytes(b"")
+        self.earlier: tuple[Outcome, ...] = tuple(read_journal(path)) if path.exists() else ()
+        # A half-written last line goes, and with it nothing that was known.
+        path.write_bytes(b"".join(self._encoder.encode(outcome) + b"\n" for outcome in self.earlier))
 
     def append(self, outcome: Outcome) -> None:
         """Write one outcome."""

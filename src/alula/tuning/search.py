@@ -1,4 +1,4 @@
-"""The search: build every recipe, judge its accuracy, measure its settings, confirm the best.
+"""The search: the baseline, every recipe by the strategy, and a last comparison in interleaved rounds.
 
 Whatever a recipe does (crash, hang, eat the memory, lie) is an outcome in the journal, and the search
 goes on with the rest. Only a baseline that cannot run ends it.
@@ -6,66 +6,47 @@ goes on with the rest. Only a baseline that cannot run ends it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.accuracy import Metric, accept, compare
+from alula.accuracy import Metric
 from alula.core import (
-    ARTIFACT_FILES,
     Accepted,
-    Accuracy,
     Candidate,
-    ExportFormat,
     Failed,
     Outcome,
     Ratio,
     Recipe,
-    Rejected,
-    Settings,
     Signature,
     Throughput,
 )
-from alula.engines import engine_named
-from alula.errors import AccuracyError, EngineError, MeasurementError, ModelError
-from alula.export import copy_onnx, largest_difference
+from alula.errors import MeasurementError
 from alula.measure import Clock, Round, SystemClock, ratio, stability_warnings, throughput
-from alula.quantization import quantizer_for
 from alula.sources import Source
 from alula.tuning.candidates import settings_grid
 from alula.tuning.comparison import Comparison, compare_speeds, measure_round
+from alula.tuning.field import ProcessField, Reference, predict
 from alula.tuning.journal import Journal
-from alula.tuning.messages import (
-    BuildRequest,
-    Built,
-    Described,
-    DescribeRequest,
-    ExportRequest,
-    Loaded,
-    LoadModelRequest,
-    LoadRequest,
-    Predicted,
-    PredictRequest,
-)
+from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest
 from alula.tuning.process import Child, ChildError
+from alula.tuning.strategy import Effort, Strategy
+from alula.tuning.workshop import Workshop, read_note, write_note
 
 __all__ = ["Finalist", "SearchPlan", "SearchResult", "search"]
 
-# FP32 recipes compute the same function; engines differ by the order of sums and fast exponentials.
-FP32_DIFFERENCE = 1e-3
 GOLDEN_SAMPLES = 4
 MIN_CHECKED = 200  # validation samples that are checked however slow the baseline is
-FINALISTS = 4
-FINALISTS_PER_RECIPE = 2
+FINALISTS = 3
+LEAST_STEP_S = 30.0  # what a step may take even when the budget is used up
+INTERRUPTED_ROUNDS = 6
+# Loading and warming up a contender of the last comparison.
+LOADING_S = 3.0
 
 _BASELINE = "baseline"
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +55,8 @@ class SearchPlan:
 
     Attributes:
         source: the model.
-        workdir: empty folder for exports, artifacts, logs and outputs.
+        workdir: folder for exports, artifacts, logs and outputs; empty, or left by an interrupted search
+            of the same model, data and options, which is then continued.
         calibration: one `.npy` (n, ...) per model input.
         validation: one `.npy` (n, ...) per model input; never shown to a quantizer.
         targets: of the validation samples, or None without labels.
@@ -83,7 +65,8 @@ class SearchPlan:
         recipes: what to try, in order.
         threads: thread budget of every candidate.
         saturating: whether INT8 products saturate on this CPU.
-        budget_s: once this much time is used up and a recipe is accepted, no other is started.
+        budget_s: time for the whole search, the last comparison included. Kept once a recipe is accepted.
+        closing_s: part of the budget that the caller needs after the search.
         memory_limit_bytes: of each child process.
         timeout_s: of each step of each child process.
         round_s: length of one timing round.
@@ -102,6 +85,7 @@ class SearchPlan:
     threads: int
     saturating: bool
     budget_s: float
+    closing_s: float
     memory_limit_bytes: int
     timeout_s: float = 600.0
     round_s: float = 0.6
@@ -177,15 +161,6 @@ def search(
     return _Search(plan, journal, report, on_outcome, clock or SystemClock()).run()
 
 
-@dataclass
-class _Exports:
-    """Exports made so far: the folder, or why there is none."""
-
-    folders: dict[ExportFormat, Path] = field(default_factory=dict)
-    failures: dict[ExportFormat, tuple[str, str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
 class _Search:
     def __init__(
         self,
@@ -200,62 +175,147 @@ class _Search:
         self._report = report
         self._on_outcome = on_outcome
         self._clock = clock
-        self._started = clock.monotonic()
-        self._exports = _Exports()
-        self._artifacts: dict[str, Path] = {}
-        self._golden_outputs: dict[str, tuple[str, ...]] = {}
-        self._accepted: list[Accepted] = []
-        # Set by the first two steps of `run`.
-        self._signature = Signature((), ())
-        self._golden: tuple[str, ...] = ()
-        self._baseline_scores: NDArray[np.generic] = np.empty(0)
-        self._n = 0
+        self._deadline_s = clock.monotonic() + plan.budget_s - plan.closing_s
+        self._any_accepted = False
+        self._workshop = Workshop(
+            plan.source,
+            plan.workdir,
+            calibration=plan.calibration,
+            validation=plan.validation,
+            threads=plan.threads,
+            saturating=plan.saturating,
+            memory_limit_bytes=plan.memory_limit_bytes,
+            timeout_s=self._timeout_s,
+            report=report,
+        )
 
     def run(self) -> SearchResult:
-        self._describe()
-        baseline = self._run_baseline()
-        for recipe in self._plan.recipes:
-            self._try(recipe)
-        final = self._confirm(baseline)
+        plan = self._plan
+        reference = self._reference()
+        field = ProcessField(
+            self._workshop,
+            reference=reference,
+            validation=plan.validation,
+            targets=plan.targets,
+            metric=plan.metric,
+            max_drop=plan.max_drop,
+            threads=plan.threads,
+            seed=plan.seed,
+            timeout_s=self._timeout_s,
+            record=self._record,
+            earlier=self._journal.earlier,
+            report=self._report,
+            clock=self._clock,
+        )
+        with field:
+            chosen, rounds = self._chosen(field)
+            field.close()  # nothing may run beside the last comparison
+            final = self._confirm(reference.candidate, [field.accepted(one) for one in chosen], rounds)
+            accepted = field.best_of_each_recipe()
+            golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
         return SearchResult(
-            signature=self._signature,
-            baseline=baseline,
+            signature=self._workshop.signature,
+            baseline=reference.candidate,
             baseline_throughput=final.baseline,
             finalists=final.finalists,
-            accepted=tuple(sorted(self._accepted, key=lambda accepted: -accepted.throughput.per_s)),
-            artifacts=self._artifacts,
-            golden=self._golden,
-            golden_outputs=self._golden_outputs,
-            baseline_outputs=self._golden_outputs[_BASELINE],
-            validation_samples=self._n,
-            notes=tuple(dict.fromkeys(self._exports.notes)),
+            accepted=accepted,
+            artifacts={
+                one.candidate.recipe.name: self._workshop.artifact(one.candidate.recipe) for one in accepted
+            },
+            golden=reference.golden,
+            golden_outputs=golden_outputs,
+            baseline_outputs=reference.golden_outputs,
+            validation_samples=reference.n,
+            notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
         )
 
-    # The model and the baseline. Both are asked twice if their process dies: all else rests on them.
+    def _chosen(self, field: ProcessField) -> tuple[list[Candidate], int]:
+        """Return the candidates of the last comparison and its number of rounds.
 
-    def _describe(self) -> None:
-        self._report("reading the model")
+        An interrupt ends the search early, with the best that was found until then; a second one ends
+        it for good.
+        """
         plan = self._plan
+        strategy = Strategy(field, clock=self._clock, effort=Effort(round_s=plan.round_s))
+        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S)
+        try:
+            standings = strategy.run(plan.recipes, deadline_s=self._deadline_s - last_s)
+            return [one.candidate for one in standings[:FINALISTS]], plan.final_rounds
+        except KeyboardInterrupt:
+            if not strategy.best_so_far():
+                raise
+            self._report("interrupted: finishing with the best found so far; interrupt again to stop at once")
+            # A child that was interrupted in the middle of an answer cannot be asked again.
+            field.close()
+            for candidate in strategy.best_so_far():
+                if field.accept(candidate):
+                    return [candidate], min(INTERRUPTED_ROUNDS, plan.final_rounds)
+            raise
 
-        def ask(child: Child) -> Described:
-            return child.ask(
-                DescribeRequest(source=plan.source, samples=plan.validation),
-                Described,
-                timeout_s=plan.timeout_s,
+    def _timeout_s(self) -> float:
+        """Return what a step may take: the rest of the budget, once there is something to fall back on."""
+        if not self._any_accepted:
+            return self._plan.timeout_s
+        left_s = self._deadline_s - self._clock.monotonic()
+        return min(self._plan.timeout_s, max(LEAST_STEP_S, left_s))
+
+    # The baseline is asked twice if its process dies: all else rests on it.
+
+    def _reference(self) -> Reference:
+        """Measure the user's model as it is, and keep its outputs to judge everything else by."""
+        plan, signature = self._plan, self._workshop.signature
+        note = plan.workdir / "reference.json"
+        known = read_note(note, Reference)
+        if known is not None:
+            return known
+        self._report("measuring the baseline")
+        golden = self._write_golden()
+        grid = [one for one in settings_grid(plan.threads, signature) if one.instances == 1]
+        recipe = Recipe("onnxruntime" if plan.source.kind == "onnx" else "torch", "fp32")
+
+        def measure(child: Child) -> Reference:
+            speeds: list[float] = []
+            for settings in grid:
+                self._load_baseline(child, Candidate(recipe, settings))
+                speeds.append(self._measure(child).per_s)
+            best = Candidate(recipe, grid[int(np.argmax(speeds))])
+            # The check of accuracy takes at most a twelfth of the budget for the slowest, the baseline.
+            affordable = int(max(speeds) * plan.budget_s / 12)
+            total = len(np.load(plan.validation[0], mmap_mode="r"))
+            n = min(total, max(MIN_CHECKED, affordable))
+            self._load_baseline(child, best)
+            scores, outputs = predict(
+                child,
+                plan.workdir / "outputs" / _BASELINE,
+                signature=signature,
+                validation=plan.validation,
+                golden=golden,
+                n=n,
+                timeout_s=self._timeout_s,
+            )
+            return Reference(
+                candidate=best,
+                per_s=max(speeds),
+                n=n,
+                scores=scores,
+                golden=golden,
+                golden_outputs=outputs,
             )
 
         try:
-            self._signature = self._with_second_try("describe", ask).signature
+            reference = self._workshop.with_second_try("baseline", measure)
         except ChildError as error:
-            raise ModelError(str(error)) from error
-        self._golden = self._write_golden()
-        if plan.source.kind == "onnx":
-            self._exports.folders["onnx"] = self._copy_onnx()
+            raise MeasurementError(
+                f"The baseline ({recipe}, the model as it is) cannot be run: {error} "
+                "Without it nothing can be judged."
+            ) from error
+        write_note(note, reference)
+        return reference
 
     def _write_golden(self) -> tuple[str, ...]:
         folder = self._plan.workdir / "golden"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         paths = []
         for index, path in enumerate(self._plan.validation):
             golden = folder / f"input_{index}.npy"
@@ -263,237 +323,52 @@ class _Search:
             paths.append(str(golden))
         return tuple(paths)
 
-    def _copy_onnx(self) -> Path:
-        folder = self._plan.workdir / "exports" / "onnx"
-        folder.mkdir(parents=True)
-        copy_onnx(Path(self._plan.source.spec), folder / ARTIFACT_FILES["onnx"])
-        return folder
-
-    def _run_baseline(self) -> Candidate:
-        """Measure the user's model as it is, and keep its outputs to judge everything else by."""
-        self._report("measuring the baseline")
-        plan = self._plan
-        grid = [s for s in settings_grid(plan.threads, self._signature) if s.instances == 1]
-        onnx = plan.source.kind == "onnx"
-        recipe = Recipe("onnxruntime", "fp32") if onnx else Recipe("torch", "fp32")
-
-        def measure(child: Child) -> Candidate:
-            speeds: list[float] = []
-            for settings in grid:
-                self._load_baseline(child, Candidate(recipe, settings))
-                speeds.append(self._measure(child).per_s)
-            best = grid[int(np.argmax(speeds))]
-            # The check of accuracy takes at most a twelfth of the budget for the slowest, the baseline.
-            affordable = int(max(speeds) * plan.budget_s / 12)
-            total = len(np.load(plan.validation[0], mmap_mode="r"))
-            self._n = min(total, max(MIN_CHECKED, affordable))
-            self._load_baseline(child, Candidate(recipe, best))
-            self._baseline_scores = self._predict(child, _BASELINE)
-            return Candidate(recipe, best)
-
-        try:
-            return self._with_second_try("baseline", measure)
-        except ChildError as error:
-            raise MeasurementError(
-                f"The baseline ({recipe}, the model as it is) cannot be run: {error} "
-                "Without it nothing can be judged."
-            ) from error
-
     def _baseline_request(self, baseline: Candidate) -> LoadRequest | LoadModelRequest:
         if self._plan.source.kind == "onnx":
             return LoadRequest(
                 recipe=baseline.recipe,
-                artifact=str(self._exports.folders["onnx"]),
-                signature=self._signature,
+                artifact=str(self._workshop.export("onnx")),
+                signature=self._workshop.signature,
                 settings=baseline.settings,
             )
         return LoadModelRequest(
-            source=self._plan.source, signature=self._signature, settings=baseline.settings
+            source=self._plan.source, signature=self._workshop.signature, settings=baseline.settings
         )
 
     def _load_baseline(self, child: Child, baseline: Candidate) -> None:
         child.ask(self._baseline_request(baseline), Loaded, timeout_s=self._plan.timeout_s)
 
-    def _with_second_try(self, name: str, ask: Callable[[Child], Answer]) -> Answer:
-        try:
-            with self._child(name) as child:
-                return ask(child)
-        except ChildError as error:
-            if not error.died:
-                raise
-            with self._child(f"{name}-again") as child:
-                return ask(child)
-
-    # One recipe.
-
-    def _try(self, recipe: Recipe) -> None:
-        started = self._clock.monotonic()
-        # A budget that the baseline alone uses up still ends with a result.
-        if self._accepted and started - self._started > self._plan.budget_s:
-            self._record(
-                Rejected(
-                    recipe=recipe, reason=f"not tried: the budget of {self._plan.budget_s:.0f} s is used up"
-                )
-            )
-            return
-        self._report(f"trying {recipe}")
-        name = recipe.name.replace("/", "-")
-        try:
-            self._build(recipe, self._export(recipe))
-            grid = settings_grid(self._plan.threads, self._signature)
-            with self._child(name) as child:
-                verdict = self._judge(child, recipe, grid[0])
-                if isinstance(verdict, Rejected):
-                    self._record(verdict)
-                    return
-                self._measure_grid(child, recipe, verdict, grid)
-        except _StepError as error:
-            self._record(
-                Failed(
-                    recipe=recipe,
-                    error=str(error),
-                    reproduce=error.reproduce,
-                    seconds=self._clock.monotonic() - started,
-                )
-            )
-
-    def _export(self, recipe: Recipe) -> Path:
-        target = (
-            quantizer_for(recipe).export_format(recipe)
-            if recipe.precision == "int8"
-            else engine_named(recipe.engine).export_format(recipe)
-        )
-        exports = self._exports
-        if target in exports.failures:
-            raise _StepError(*exports.failures[target])
-        if target not in exports.folders:
-            if self._plan.source.kind == "onnx":
-                raise _StepError("It needs a PyTorch module, and the model is an ONNX file.", "")
-            self._report(f"exporting to {target}")
-            folder = self._plan.workdir / "exports" / target
-            folder.mkdir(parents=True)
-            requests: list[str] = []
-
-            def ask(child: Child) -> Described:
-                requests.append(child.reproduce)
-                return child.ask(
-                    ExportRequest(
-                        source=self._plan.source,
-                        samples=self._plan.calibration,
-                        target=target,
-                        folder=str(folder),
-                    ),
-                    Described,
-                    timeout_s=self._plan.timeout_s,
-                )
-
-            try:
-                described = self._with_second_try(f"export-{target}", ask)
-            except ChildError as error:
-                exports.failures[target] = (str(error), requests[-1])
-                raise _StepError(str(error), requests[-1]) from error
-            exports.folders[target] = folder
-            exports.notes += described.notes
-        return exports.folders[target]
-
-    def _build(self, recipe: Recipe, export: Path) -> None:
-        name = recipe.name.replace("/", "-")
-        artifact = self._plan.workdir / "artifacts" / name
-        artifact.mkdir(parents=True)
-        with self._child(f"build-{name}") as child, _step(child):
-            child.ask(
-                BuildRequest(
-                    recipe=recipe,
-                    source=self._plan.source,
-                    export=str(export),
-                    artifact=str(artifact),
-                    calibration=self._plan.calibration,
-                    signature=self._signature,
-                    saturating=self._plan.saturating,
-                ),
-                Built,
-                timeout_s=self._plan.timeout_s,
-            )
-        self._artifacts[recipe.name] = artifact
-
-    def _judge(self, child: Child, recipe: Recipe, settings: Settings) -> Accuracy | Rejected:
-        """Compare the recipe's outputs on the validation samples with the baseline's."""
-        with _step(child):
-            self._load(child, Candidate(recipe, settings))
-            scores = self._predict(child, recipe.name)
-        if recipe.precision == "fp32":
-            difference = largest_difference(
-                [np.load(path) for path in self._golden_outputs[_BASELINE]],
-                [np.load(path) for path in self._golden_outputs[recipe.name]],
-            )
-            if not difference <= FP32_DIFFERENCE:
-                return Rejected(
-                    recipe=recipe,
-                    reason=f"FP32 outputs differ from the model's by {difference:.2g} of their scale; "
-                    f"at most {FP32_DIFFERENCE:g} is rounding",
-                )
-        try:
-            accuracy = compare(
-                self._plan.metric,
-                targets=None if self._plan.targets is None else self._plan.targets[: self._n],
-                baseline=self._baseline_scores,
-                candidate=scores,
-                max_drop=self._plan.max_drop,
-                seed=self._plan.seed,
-            )
-        except AccuracyError as error:
-            return Rejected(recipe=recipe, reason=str(error))
-        reason = accept(accuracy)
-        return accuracy if reason is None else Rejected(recipe=recipe, reason=reason, accuracy=accuracy)
-
-    def _measure_grid(
-        self, child: Child, recipe: Recipe, accuracy: Accuracy, grid: Sequence[Settings]
-    ) -> None:
-        for settings in grid:
-            started = self._clock.monotonic()
-            candidate = Candidate(recipe, settings)
-            try:
-                with _step(child):
-                    self._load(child, candidate)
-                    measured = self._measure(child)
-            except _StepError as error:
-                self._record(
-                    Failed(recipe=recipe, settings=settings, error=str(error), reproduce=error.reproduce)
-                )
-                if not child.alive:
-                    return  # settings measured so far stand
-                continue
-            self._record(
-                Accepted(
-                    candidate=candidate,
-                    accuracy=accuracy,
-                    throughput=throughput([measured]),
-                    seconds=self._clock.monotonic() - started,
-                )
-            )
+    def _measure(self, child: Child) -> Round:
+        plan = self._plan
+        return measure_round(child, plan.validation, plan.round_s, timeout_s=plan.timeout_s)[0]
 
     # The last comparison.
 
-    def _confirm(self, baseline: Candidate) -> _Final:
+    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], rounds: int) -> _Final:
         """Measure the baseline and the best candidates in turn, each in its own living process."""
         plan = self._plan
         self._report("confirming the best in interleaved rounds")
-        by_key = {str(accepted.candidate): accepted for accepted in _shortlist(self._accepted)}
+        by_key = {str(accepted.candidate): accepted for accepted in chosen}
         contenders: dict[str, LoadRequest | LoadModelRequest] = {_BASELINE: self._baseline_request(baseline)}
         for key, accepted in by_key.items():
-            contenders[key] = self._load_request(accepted.candidate)
+            contenders[key] = LoadRequest(
+                recipe=accepted.candidate.recipe,
+                artifact=str(self._workshop.artifact(accepted.candidate.recipe)),
+                signature=self._workshop.signature,
+                settings=accepted.candidate.settings,
+            )
         comparison = compare_speeds(
             contenders,
             inputs=plan.validation,
             folder=plan.workdir / "logs",
             threads=plan.threads,
             memory_limit_bytes=plan.memory_limit_bytes,
-            rounds=plan.final_rounds,
+            rounds=rounds,
             round_s=plan.round_s,
             timeout_s=plan.timeout_s,
             seed=plan.seed,
         )
-        reference = self._baseline_rounds(comparison, baseline)
+        reference = self._baseline_rounds(comparison, baseline, rounds)
         for key, loss in comparison.losses.items():
             if key in by_key:
                 candidate = by_key[key].candidate
@@ -509,7 +384,7 @@ class _Search:
         finalists = [
             Finalist(
                 accepted=by_key[key],
-                throughput=throughput(items, warnings=stability_warnings(items, asked=plan.final_rounds)),
+                throughput=throughput(items, warnings=stability_warnings(items, asked=rounds)),
                 speedup=ratio(
                     [item.per_s for item in items],
                     baseline_per_s,
@@ -522,74 +397,28 @@ class _Search:
         ]
         finalists.sort(key=lambda finalist: -finalist.throughput.per_s)
         return _Final(
-            baseline=throughput(reference, warnings=stability_warnings(reference, asked=plan.final_rounds)),
+            baseline=throughput(reference, warnings=stability_warnings(reference, asked=rounds)),
             finalists=tuple(finalists),
             warnings=comparison.warnings,
         )
 
-    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate) -> list[Round]:
+    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, rounds: int) -> list[Round]:
         """Return the baseline's rounds of the comparison, or of a second try of its own."""
         if _BASELINE in comparison.rounds:
             return comparison.rounds[_BASELINE]
-        plan = self._plan
 
         def measure(child: Child) -> list[Round]:
             self._load_baseline(child, baseline)
-            return [self._measure(child) for _ in range(plan.final_rounds)]
+            return [self._measure(child) for _ in range(rounds)]
 
         try:
-            return self._with_second_try("baseline-last", measure)
+            return self._workshop.with_second_try("baseline-last", measure)
         except ChildError as error:
             raise MeasurementError(f"The baseline failed in the last comparison: {error}") from error
 
-    # Steps in a child process.
-
-    def _child(self, name: str) -> Child:
-        return Child(
-            self._plan.workdir / "logs",
-            name,
-            threads=self._plan.threads,
-            memory_limit_bytes=self._plan.memory_limit_bytes,
-        )
-
-    def _load_request(self, candidate: Candidate) -> LoadRequest:
-        return LoadRequest(
-            recipe=candidate.recipe,
-            artifact=str(self._artifacts[candidate.recipe.name]),
-            signature=self._signature,
-            settings=candidate.settings,
-        )
-
-    def _load(self, child: Child, candidate: Candidate) -> None:
-        child.ask(self._load_request(candidate), Loaded, timeout_s=self._plan.timeout_s)
-
-    def _predict(self, child: Child, name: str) -> NDArray[np.generic]:
-        """Return the first output on the validation samples; write all outputs of the golden inputs."""
-        folder = self._plan.workdir / "outputs" / name.replace("/", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        scores = folder / "validation.npy"
-        golden = tuple(str(folder / f"golden_{i}.npy") for i in range(len(self._signature.outputs)))
-        for inputs, outputs, limit in (
-            (self._plan.validation, (str(scores),), self._n),
-            (self._golden, golden, None),
-        ):
-            child.ask(
-                PredictRequest(inputs=inputs, outputs=outputs, limit=limit),
-                Predicted,
-                timeout_s=self._plan.timeout_s,
-            )
-        self._golden_outputs[name] = golden
-        loaded: NDArray[np.generic] = np.load(scores)
-        return loaded
-
-    def _measure(self, child: Child) -> Round:
-        plan = self._plan
-        return measure_round(child, plan.validation, plan.round_s, timeout_s=plan.timeout_s)[0]
-
     def _record(self, outcome: Outcome) -> None:
         self._journal.append(outcome)
-        if isinstance(outcome, Accepted):
-            self._accepted.append(outcome)
+        self._any_accepted = self._any_accepted or isinstance(outcome, Accepted)
         self._on_outcome(outcome)
 
 
@@ -598,29 +427,3 @@ class _Final:
     baseline: Throughput
     finalists: tuple[Finalist, ...]
     warnings: tuple[str, ...]
-
-
-class _StepError(EngineError):
-    """A step of a recipe failed: one readable line, and the command that repeats it."""
-
-    def __init__(self, message: str, reproduce: str) -> None:
-        super().__init__(message)
-        self.reproduce = reproduce
-
-
-@contextlib.contextmanager
-def _step(child: Child) -> Iterator[None]:
-    try:
-        yield
-    except ChildError as error:
-        raise _StepError(str(error), child.reproduce) from error
-
-
-def _shortlist(accepted: Sequence[Accepted]) -> list[Accepted]:
-    """Return the fastest candidates, at most two of one recipe."""
-    chosen: list[Accepted] = []
-    for candidate in sorted(accepted, key=lambda item: -item.throughput.per_s):
-        same = sum(item.candidate.recipe == candidate.candidate.recipe for item in chosen)
-        if same < FINALISTS_PER_RECIPE and len(chosen) < FINALISTS:
-            chosen.append(candidate)
-    return chosen

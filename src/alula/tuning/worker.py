@@ -125,9 +125,7 @@ class Worker:
         if request.recipe.precision == "int8":
             material = Material(
                 export=export,
-                module=lambda: rewritten(
-                    _module(load_model(request.source)), _heads(request.calibration)
-                )[0],
+                module=lambda: rewritten(_module(load_model(request.source)), _heads(request.calibration))[0],
                 batches=lambda: _calibration_batches(_mapped(request.calibration), request.signature),
                 signature=request.signature,
                 saturating=request.saturating,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, rea
 from alula.workflows.prediction import run_over_files
 from alula.workflows.running import Bundle
 from alula.workflows.samples import Materialized, default_description, materialize
+from alula.workflows.search_folder import claimed, search_folder, search_key
 
 __all__ = ["optimize", "parse_duration_s"]
 
@@ -72,6 +72,7 @@ def optimize(
     seed: int = 0,
     replace: bool = False,
     keep: str | Path | None = None,
+    fresh: bool = False,
     report: Report = lambda text: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Bundle:
@@ -95,8 +96,8 @@ def optimize(
         max_drop: the largest drop of the metric allowed, on its own scale (0.005 of `top1` is half a
             percentage point).
         scenario: `offline`: samples per second.
-        budget: no recipe is started later than this once one is accepted, such as `10m`, `90s`, or
-            seconds as a number.
+        budget: time for everything, from reading the data to the written bundle, such as `10m`, `90s`, or
+            seconds as a number; kept once a first recipe is accepted.
         engines: only these.
         precisions: only these.
         threads: thread budget; None takes min(affinity, CPU quota).
@@ -106,7 +107,9 @@ def optimize(
         seed: of the split and of the bootstrap.
         replace: whether a bundle at `output` may be replaced.
         keep: a new folder for exports, artifacts, logs and the requests that repeat a failure; None
-            removes them when the search is over.
+            removes them when the search is over. An interrupted search leaves them (in
+            `NAME.alula.search` without `keep`), and the same call continues it.
+        fresh: start over rather than continue an interrupted search.
         report: gets lines of text about what is being done.
         on_outcome: gets every outcome of the search as it is known.
 
@@ -127,6 +130,7 @@ def optimize(
     target = Path(output)
     if target.exists() and not replace:
         raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
+    started_s = time.monotonic()
     budget_s = parse_duration_s(budget)
     budget_threads = thread_budget(threads)
     machine = fingerprint()
@@ -139,8 +143,26 @@ def optimize(
     samples = open_samples(data, labels=labels)
     description = _description(input, samples)
     parts = split(samples, calibration=calibration, max_validation=max_validation, seed=seed)
-    with _work_folder(None if keep is None else Path(keep)) as workdir:
+    chosen_metric = metric_named(metric or default_metric(samples.targets))
+    with search_folder(target, None if keep is None else Path(keep)) as workdir:
         source = parse_source(model, weights=weights, workdir=workdir)
+        key = search_key(
+            source,
+            samples,
+            description=description,
+            metric=chosen_metric.name,
+            max_drop=max_drop,
+            recipes=tuple(recipe.name for recipe in recipes),
+            threads=budget_threads,
+            split=(parts.calibration, parts.validation),
+            seed=seed,
+            isa=machine.isa,
+            versions=_versions(),
+        )
+        if claimed(workdir, key, fresh=fresh):
+            report("continuing the search that was interrupted")
+        elif source.kind == "module":
+            source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
         plan = SearchPlan(
             source=source,
@@ -148,12 +170,13 @@ def optimize(
             calibration=prepared.calibration.paths,
             validation=prepared.validation.paths,
             targets=prepared.targets,
-            metric=metric_named(metric or default_metric(samples.targets)),
+            metric=chosen_metric,
             max_drop=max_drop,
             recipes=recipes,
             threads=budget_threads,
             saturating=int8_class(machine.isa) == "saturating",
-            budget_s=budget_s,
+            budget_s=budget_s - (time.monotonic() - started_s),
+            closing_s=0.0 if samples.kind == "array" else 1.5 * FOLDER_SECONDS,
             memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
             seed=seed,
         )
@@ -208,19 +231,6 @@ def optimize(
         )
     bundle = _reopen(target, budget_threads)
     return _with_folder_run(bundle, samples, parts, report)
-
-
-@contextmanager
-def _work_folder(keep: Path | None) -> Iterator[Path]:
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="alula-") as scratch:
-            yield Path(scratch)
-        return
-    try:
-        keep.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UsageError(f"The folder to keep, {keep}, exists already; give a new one.") from error
-    yield keep.absolute()
 
 
 def parse_duration_s(text: str | float) -> float:

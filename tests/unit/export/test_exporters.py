@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Settings, Signature, TensorSpec
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature, TensorSpec
 from alula.engines import engine_named
 from alula.errors import ModelError
 from alula.export import export_module, largest_difference, signature_of_module, signature_of_onnx
@@ -57,8 +57,9 @@ def reloaded(target: ExportFormat, folder: Path, signature: Signature, arrays, e
     runner = engine_named(engine or READERS[target])
     artifact = folder / "artifact"
     artifact.mkdir(exist_ok=True)
-    runner.build(folder, artifact)
-    session = runner.load(artifact, signature=signature, settings=Settings())
+    recipe = Recipe(runner.name, "fp32")
+    runner.build(folder, artifact, recipe=recipe)
+    session = runner.load(artifact, recipe=recipe, signature=signature, settings=Settings())
     try:
         return session.run(arrays)
     finally:

@@ -2,12 +2,14 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from alula.core import Ratio
 from alula.errors import MeasurementError
 from alula.measure import Round, ratio, stability_warnings, throughput
 from alula.measure.statistics import MIN_ROUNDS, _student_t
@@ -80,6 +82,17 @@ def test_too_few_rounds_cannot_tell():
     assert not found.certain
     assert ratio([3.0] * MIN_ROUNDS, [1.0] * MIN_ROUNDS).certain
     assert ratio([3.0] * 20, [1.0] * (MIN_ROUNDS - 1), paired=False).high == math.inf
+
+
+@pytest.mark.parametrize("rounds", [MIN_ROUNDS - 1, MIN_ROUNDS])
+def test_ratios_go_to_json_and_back_with_infinity_as_null(rounds):
+    found = ratio([3.0] * rounds, [1.0] * rounds)
+    document = msgspec.json.encode(found)
+    assert (b"null" in document) is (rounds < MIN_ROUNDS)
+    assert msgspec.json.decode(document, type=Ratio) == found
+    for wrong in (b'{"median":1.0,"low":null,"high":2.0}', b'{"median":null,"low":0.0,"high":2.0}'):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(wrong, type=Ratio)
 
 
 def test_the_median_is_over_the_ratios_of_the_rounds():

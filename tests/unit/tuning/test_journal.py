@@ -50,8 +50,18 @@ def test_each_outcome_is_on_disk_when_append_returns(tmp_path: Path) -> None:
         assert tuple(read_journal(journal.path)) == OUTCOMES[:count]
 
 
-def test_a_new_journal_starts_empty(journal: Journal) -> None:
-    assert tuple(read_journal(Journal(journal.path).path)) == ()
+def test_a_new_journal_starts_empty(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "new.jsonl").earlier == ()
+    assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+def test_a_journal_that_was_cut_is_continued_after_its_last_whole_line(journal: Journal) -> None:
+    with journal.path.open("ab") as file:
+        file.write(b'{"type":"acc')
+    again = Journal(journal.path)
+    assert again.earlier == OUTCOMES
+    again.append(OUTCOMES[0])
+    assert tuple(read_journal(journal.path)) == (*OUTCOMES, OUTCOMES[0])
 
 
 def test_a_journal_cut_at_any_byte_gives_the_whole_lines_before(journal: Journal) -> None:

@@ -23,6 +23,7 @@ REQUESTS = (
     m.ExportRequest(source=SOURCE, samples=("a.npy",), target="onnx", folder="/f"),
     m.BuildRequest(
         recipe=Recipe("openvino", "int8", "nncf"),
+        source=SOURCE,
         export="/e",
         artifact="/a",
         calibration=("c.npy",),

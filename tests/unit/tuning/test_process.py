@@ -266,6 +266,7 @@ def test_no_library_reports_what_the_search_does(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     request = BuildRequest(
         recipe=Recipe("openvino", "int8", "nncf"),
+        source=Source(kind="onnx", spec="absent.onnx"),
         export=str(tmp_path / "absent"),
         artifact=str(tmp_path),
         calibration=(samples,),

@@ -80,6 +80,7 @@ def plan(tmp_path: Path, rng: np.random.Generator) -> SearchPlan:
         threads=1,
         saturating=False,
         budget_s=600.0,
+        closing_s=0.0,
         memory_limit_bytes=4 * 2**30,
         timeout_s=60.0,
         round_s=0.01,
@@ -100,11 +101,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., None]) -> None:
     script(seconds_per_batch=0.02)
     found = run(plan)
-    assert [type(outcome) for outcome in found.outcomes] == [Accepted, Accepted]
+    assert set(map(type, found.outcomes)) == {Accepted}
     result = found.result
     # ONNX Runtime multiplies 8x4 numbers in microseconds, the fake engine sleeps for 20 ms.
-    assert [finalist.accepted.candidate.recipe for finalist in result.finalists] == [REAL, FAKE]
-    assert result.finalists[1].speedup.high < 1
+    assert {finalist.accepted.candidate.recipe for finalist in result.finalists} == {REAL}
+    assert [accepted.candidate.recipe for accepted in result.accepted] == [REAL, FAKE]
+    assert result.accepted[1].relative == pytest.approx(1, abs=0.3)  # the anchor is the first that works
     assert all(len(finalist.throughput.rounds_per_s) == 6 for finalist in result.finalists)
     assert result.baseline.recipe == REAL
     assert result.validation_samples == N
@@ -140,8 +142,8 @@ def test_a_recipe_that_breaks_costs_one_line(
     assert isinstance(failed, Failed)
     assert re.fullmatch(says, failed.error)
     assert failed.seconds > 0
-    assert [type(outcome) for outcome in found.of(REAL)] == [Accepted]
-    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+    assert set(map(type, found.of(REAL))) == {Accepted}
+    assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
     assert "alula.tuning.worker < " in failed.reproduce
     assert Path(shlex.split(failed.reproduce)[-1]).is_file()
 
@@ -167,12 +169,12 @@ def test_an_engine_that_computes_something_else_is_rejected(
     (rejected,) = found.of(FAKE)
     assert isinstance(rejected, Rejected)
     assert rejected.reason.startswith("FP32 outputs differ from the model's by ")
-    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+    assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
 
 
 def test_rounding_is_no_difference(plan: SearchPlan, script: Callable[..., None]) -> None:
     script(scale=1.0001)
-    assert [type(outcome) for outcome in run(plan).of(FAKE)] == [Accepted]
+    assert set(map(type, run(plan).of(FAKE))) == {Accepted}
 
 
 def test_nan_is_rejected(plan: SearchPlan, script: Callable[..., None]) -> None:
@@ -190,18 +192,17 @@ def test_nan_after_the_golden_samples_is_rejected(plan: SearchPlan, script: Call
     assert "\n" not in rejected.reason
 
 
-def test_a_recipe_that_dies_in_the_last_comparison_is_lost_and_the_others_stand(
+def test_a_recipe_that_dies_while_it_is_timed_is_lost_and_the_others_stand(
     plan: SearchPlan, script: Callable[..., None]
 ) -> None:
-    # Calls are counted from each load: 6 judge, the warm-up and 3 of 20 ms screen, but 9 rounds take 27.
-    script(fault="exit", fault_after=14, seconds_per_batch=0.02)
+    # Calls are counted from each load; the check of accuracy takes 6 of them.
+    script(fault="exit", fault_after=8, seconds_per_batch=0.02)
     found = run(replace(plan, round_s=0.05, final_rounds=9))
-    assert [type(outcome) for outcome in found.of(FAKE)] == [Accepted, Failed]
-    lost = found.of(FAKE)[1]
+    lost = found.of(FAKE)[0]
     assert isinstance(lost, Failed)
     assert lost.error == "The process ended with exit code 41."
     assert lost.settings is not None
-    assert [finalist.accepted.candidate.recipe for finalist in found.result.finalists] == [REAL]
+    assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
     assert len(found.result.finalists[0].throughput.rounds_per_s) == 9
 
 
@@ -221,8 +222,8 @@ def test_no_recipe_is_started_after_the_budget(plan: SearchPlan) -> None:
             return super().monotonic()
 
     found = run(replace(plan, budget_s=90.0, recipes=(REAL, FAKE)), clock=Impatient())
-    assert [type(outcome) for outcome in found.of(REAL)] == [Accepted]
-    assert found.of(FAKE) == [Rejected(recipe=FAKE, reason="not tried: the budget of 90 s is used up")]
+    assert set(map(type, found.of(REAL))) == {Accepted}
+    assert found.of(FAKE) == [Rejected(recipe=FAKE, reason="not tried: the budget is used up")]
 
 
 def test_an_onnx_file_has_no_other_export(plan: SearchPlan) -> None:
@@ -231,7 +232,7 @@ def test_an_onnx_file_has_no_other_export(plan: SearchPlan) -> None:
     (failed,) = found.of(recipe)
     assert isinstance(failed, Failed)
     assert failed.error == "It needs a PyTorch module, and the model is an ONNX file."
-    assert len(found.result.finalists) == 1
+    assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
 
 
 def test_a_model_that_cannot_be_read_ends_the_search(plan: SearchPlan, tmp_path: Path) -> None:
@@ -263,10 +264,7 @@ def test_a_module_from_a_file_is_searched_beside_a_broken_engine(
     )
     assert found.result.baseline.recipe == Recipe("torch", "fp32")
     assert [type(outcome) for outcome in found.of(FAKE)] == [Failed]
-    assert {finalist.accepted.candidate.recipe.engine for finalist in found.result.finalists} == {
-        "onnxruntime",
-        "torchscript",
-    }
+    assert {one.candidate.recipe.engine for one in found.result.accepted} == {"onnxruntime", "torchscript"}
     assert all(a.accuracy.drop == 0 for a in found.result.accepted)
 
 
@@ -305,3 +303,37 @@ class Awkward(torch.nn.Module):
 def awkward():
     return Awkward()
 """
+
+
+def test_an_interrupt_ends_with_the_best_so_far_and_the_same_search_continues(
+    plan: SearchPlan, script: Callable[..., None]
+) -> None:
+    script(seconds_per_batch=0.005)
+    plan = replace(plan, recipes=(REAL, FAKE))
+
+    class Interrupted(Exception):
+        """Stands for the end of the process."""
+
+    def interrupt(text: str) -> None:
+        if text.startswith(f"trying {FAKE}"):
+            raise KeyboardInterrupt
+
+    result = search(plan, journal=Journal(plan.workdir / "search.jsonl"), report=interrupt)
+    assert [finalist.accepted.candidate.recipe for finalist in result.finalists] == [REAL]
+
+    def kill(outcome: Outcome) -> None:
+        if isinstance(outcome, Accepted) and outcome.candidate.recipe == FAKE:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        search(plan, journal=Journal(plan.workdir / "search.jsonl"), on_outcome=kill)
+    reports: list[str] = []
+    again: list[Outcome] = []
+    result = search(
+        plan,
+        journal=Journal(plan.workdir / "search.jsonl"),
+        report=reports.append,
+        on_outcome=again.append,
+    )
+    assert not [text for text in reports if text.startswith(("trying", "reading", "measuring"))]
+    assert {one.candidate.recipe for one in result.accepted} == {REAL, FAKE}

@@ -1,0 +1,408 @@
+"""The field of a real search: candidates in child processes, verdicts on real samples, all journalled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.accuracy import Metric, accept, compare
+from alula.core import (
+    Accepted,
+    Accuracy,
+    Candidate,
+    Failed,
+    Outcome,
+    Recipe,
+    Rejected,
+    Settings,
+    Signature,
+)
+from alula.engines import engine_named
+from alula.errors import AccuracyError
+from alula.export import largest_difference
+from alula.measure import Clock, Round, throughput
+from alula.tuning.candidates import batch_neighbours, settings_grid
+from alula.tuning.comparison import measure_round
+from alula.tuning.messages import Loaded, LoadRequest, Predicted, PredictRequest
+from alula.tuning.process import Child, ChildError
+from alula.tuning.workshop import StepError, Workshop, file_name
+
+__all__ = ["ProcessField", "Reference", "predict"]
+
+# FP32 recipes compute the same function; engines differ by the order of sums and fast exponentials.
+FP32_DIFFERENCE = 1e-3
+SCREENED = 256  # validation samples of the first, rough check
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """What everything is judged by: the model as it is, and its outputs.
+
+    Attributes:
+        candidate: how the model runs fastest as it is.
+        per_s: samples per second of that, as screened; for progress only.
+        n: validation samples compared.
+        scores: `.npy` of its first output on them.
+        golden: `.npy` files of a few real inputs.
+        golden_outputs: `.npy` files of all its outputs on those.
+    """
+
+    candidate: Candidate
+    per_s: float
+    n: int
+    scores: str
+    golden: tuple[str, ...]
+    golden_outputs: tuple[str, ...]
+
+
+class ProcessField:
+    """Implements `alula.tuning.strategy.Field`. Not thread-safe; use it in a `with` block.
+
+    Args:
+        workshop: makes the artifacts.
+        reference: the baseline.
+        validation: one `.npy` (n, ...) per model input; never shown to a quantizer.
+        targets: of the validation samples, or None without labels.
+        metric: decides acceptance.
+        max_drop: the largest drop of the metric allowed.
+        threads: thread budget of every candidate.
+        seed: of the bootstrap.
+        timeout_s: gives the seconds that a step may take now.
+        record: gets every outcome as it is known.
+        earlier: the outcomes of an interrupted search with the same workshop folder.
+        report: gets lines of text about what is being done.
+        clock: tells the time.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        *,
+        reference: Reference,
+        validation: tuple[str, ...],
+        targets: NDArray[np.generic] | None,
+        metric: Metric,
+        max_drop: float,
+        threads: int,
+        seed: int,
+        timeout_s: Callable[[], float],
+        record: Callable[[Outcome], None],
+        earlier: Iterable[Outcome],
+        report: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        self._workshop = workshop
+        self._reference = reference
+        self._baseline_scores: NDArray[np.generic] = np.load(reference.scores)
+        self._validation = validation
+        self._targets = targets
+        self._metric = metric
+        self._max_drop = max_drop
+        self._threads = threads
+        self._seed = seed
+        self._timeout_s = timeout_s
+        self._record = record
+        self._report = report
+        self._clock = clock
+        self._stack = contextlib.ExitStack()
+        self._held: dict[Candidate, Child] = {}
+        self._visitor: tuple[Recipe, Child] | None = None
+        self._loaded: dict[Child, Candidate] = {}
+        self._accuracy: dict[Recipe, Accuracy] = {}
+        self._accepted: dict[Candidate, Accepted] = {}
+        self._gone: set[Recipe] = set()
+        self.golden_outputs: dict[Recipe, tuple[str, ...]] = {}
+        for outcome in earlier:
+            self._remember(outcome)
+
+    def _remember(self, outcome: Outcome) -> None:
+        match outcome:
+            case Accepted():
+                recipe = outcome.candidate.recipe
+                self._accepted[outcome.candidate] = outcome
+                self._accuracy[recipe] = outcome.accuracy
+                golden = _golden_paths(self._output_folder(recipe), self._workshop.signature)
+                if all(Path(path).is_file() for path in golden):
+                    self.golden_outputs[recipe] = golden
+            case Failed(settings=None) | Rejected():
+                self._gone.add(outcome.recipe)
+            case _:
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all child processes."""
+        self._held.clear()
+        self._loaded.clear()
+        self._visitor = None
+        self._stack.close()
+
+    def accepted(self, candidate: Candidate) -> Accepted:
+        """Return the outcome of a candidate that was measured."""
+        return self._accepted[candidate]
+
+    def _progress(self) -> str:
+        ranked = [one for one in self._accepted.values() if one.candidate.recipe not in self._gone]
+        if not ranked:
+            return "no candidate yet"
+        leader = max(ranked, key=lambda one: one.relative or 0.0)
+        about = leader.throughput.per_s / self._reference.per_s
+        return f"{len(self._accepted)} candidates so far, {leader.candidate} leads with about {about:.1f}x"
+
+    def best_of_each_recipe(self) -> tuple[Accepted, ...]:
+        """Return the fastest candidate of every recipe that was not found wrong, the fastest first."""
+        best: dict[Recipe, Accepted] = {}
+        for one in sorted(self._accepted.values(), key=lambda one: -(one.relative or 0.0)):
+            if one.candidate.recipe not in self._gone:
+                best.setdefault(one.candidate.recipe, one)
+        return tuple(best.values())
+
+    # What the strategy asks for.
+
+    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
+        """See `Field.prepare`."""
+        if recipe in self._gone:
+            return ()
+        started_s = self._clock.monotonic()
+        self._report(f"trying {recipe}; {self._progress()}")
+        grid = settings_grid(self._threads, self._workshop.signature)
+        try:
+            self._workshop.artifact(recipe)
+            verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
+        except StepError as error:
+            self._fail(recipe, error, seconds=self._clock.monotonic() - started_s)
+            return ()
+        if isinstance(verdict, Rejected):
+            self._reject(verdict)
+            return ()
+        self._accuracy[recipe] = verdict
+        return grid
+
+    def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
+        """See `Field.variations`."""
+        settings = candidate.settings
+        knobs = engine_named(candidate.recipe.engine).knobs(candidate.recipe, settings)
+        return (
+            *batch_neighbours(settings, self._workshop.signature),
+            *(msgspec.structs.replace(settings, knobs=one) for one in knobs),
+        )
+
+    def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """See `Field.hold`."""
+        self.close()
+        for index, candidate in enumerate(candidates):
+            child = self._stack.enter_context(
+                self._workshop.child(f"hold-{index}-{file_name(candidate.recipe)}")
+            )
+            try:
+                self._load(child, candidate)
+                self._held[candidate] = child
+            except StepError as error:
+                self._lose(candidate, error)
+                child.close()
+        return tuple(self._held)
+
+    def measure(self, candidate: Candidate, seconds: float) -> Round:
+        """See `Field.measure`."""
+        child = self._held.get(candidate) or self._visiting(candidate.recipe)
+        try:
+            self._load(child, candidate)
+            try:
+                return measure_round(child, self._validation, seconds, timeout_s=self._timeout_s())[0]
+            except ChildError as error:
+                raise StepError(str(error), child.reproduce) from error
+        except StepError as error:
+            self._loaded.pop(child, None)
+            self._lose(candidate, error)
+            raise
+
+    def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
+        """See `Field.scored`."""
+        outcome = Accepted(
+            candidate=candidate,
+            accuracy=self._accuracy[candidate.recipe],
+            throughput=throughput([taken]),
+            relative=score,
+            seconds=taken.wall_s,
+        )
+        self._accepted[candidate] = outcome
+        self._record(outcome)
+
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
+        """See `Field.known_scores`."""
+        if recipe in self._gone:
+            return {}
+        return {
+            one: outcome.relative
+            for one, outcome in self._accepted.items()
+            if one.recipe == recipe and outcome.relative is not None
+        }
+
+    def skip(self, recipe: Recipe) -> None:
+        """See `Field.skip`."""
+        if recipe not in self._gone:
+            self._record(Rejected(recipe=recipe, reason="not tried: the budget is used up"))
+
+    def accept(self, candidate: Candidate) -> bool:
+        """See `Field.accept`."""
+        recipe, n = candidate.recipe, self._reference.n
+        if recipe in self._gone:
+            return False
+        if recipe not in self._accuracy or self._accuracy[recipe].n < n or recipe not in self.golden_outputs:
+            self._report(f"checking the accuracy of {recipe} on {n} samples")
+            try:
+                verdict = self._judge(candidate, n)
+            except StepError as error:
+                self._fail(recipe, error)
+                return False
+            if isinstance(verdict, Accuracy):
+                reason = accept(verdict)
+                if reason is not None:
+                    verdict = Rejected(recipe=recipe, reason=reason, accuracy=verdict)
+            if isinstance(verdict, Rejected):
+                self._reject(verdict)
+                return False
+            self._accuracy[recipe] = verdict
+            for one, outcome in self._accepted.items():
+                if one.recipe == recipe:
+                    self._accepted[one] = msgspec.structs.replace(outcome, accuracy=verdict)
+            self._record(self._accepted[candidate])
+        return True
+
+    # Steps.
+
+    def _visiting(self, recipe: Recipe) -> Child:
+        """Return the one child process for candidates that are not held; it changes with the recipe."""
+        if self._visitor is not None and (self._visitor[0] != recipe or not self._visitor[1].alive):
+            self._visitor[1].close()
+            self._visitor = None
+        if self._visitor is None:
+            self._visitor = recipe, self._stack.enter_context(self._workshop.child(file_name(recipe)))
+        return self._visitor[1]
+
+    def _load(self, child: Child, candidate: Candidate) -> None:
+        if self._loaded.get(child) == candidate:
+            return
+        request = LoadRequest(
+            recipe=candidate.recipe,
+            artifact=str(self._workshop.artifact(candidate.recipe)),
+            signature=self._workshop.signature,
+            settings=candidate.settings,
+        )
+        try:
+            child.ask(request, Loaded, timeout_s=self._timeout_s())
+        except ChildError as error:
+            raise StepError(str(error), child.reproduce) from error
+        self._loaded[child] = candidate
+
+    def _judge(self, candidate: Candidate, n: int) -> Accuracy | Rejected:
+        """Compare the recipe's outputs on the first n validation samples with the baseline's."""
+        recipe = candidate.recipe
+        child = self._held.get(candidate) or self._visiting(recipe)
+        self._load(child, candidate)
+        try:
+            scores, golden = predict(
+                child,
+                self._output_folder(recipe),
+                signature=self._workshop.signature,
+                validation=self._validation,
+                golden=self._reference.golden,
+                n=n,
+                timeout_s=self._timeout_s,
+            )
+        except ChildError as error:
+            raise StepError(str(error), child.reproduce) from error
+        self.golden_outputs[recipe] = golden
+        if recipe.precision == "fp32":
+            difference = largest_difference(
+                [np.load(path) for path in self._reference.golden_outputs],
+                [np.load(path) for path in golden],
+            )
+            if not difference <= FP32_DIFFERENCE:
+                return Rejected(
+                    recipe=recipe,
+                    reason=f"FP32 outputs differ from the model's by {difference:.2g} of their scale; "
+                    f"at most {FP32_DIFFERENCE:g} is rounding",
+                )
+        try:
+            accuracy = compare(
+                self._metric,
+                targets=None if self._targets is None else self._targets[:n],
+                baseline=self._baseline_scores[:n],
+                candidate=np.load(scores),
+                max_drop=self._max_drop,
+                seed=self._seed,
+            )
+        except AccuracyError as error:
+            if n < self._reference.n:  # too few samples for this metric
+                return self._judge(candidate, self._reference.n)
+            return Rejected(recipe=recipe, reason=str(error))
+        if n == self._reference.n:
+            reason = accept(accuracy)
+        else:  # a part of the samples decides only what it makes certain
+            reason = accept(accuracy) if accuracy.drop_low > accuracy.limit else None
+        return accuracy if reason is None else Rejected(recipe=recipe, reason=reason, accuracy=accuracy)
+
+    def _output_folder(self, recipe: Recipe) -> Path:
+        return self._workshop.folder / "outputs" / file_name(recipe)
+
+    def _fail(self, recipe: Recipe, error: StepError, *, seconds: float = 0.0) -> None:
+        self._gone.add(recipe)
+        self._record(Failed(recipe=recipe, error=str(error), reproduce=error.reproduce, seconds=seconds))
+
+    def _reject(self, verdict: Rejected) -> None:
+        self._gone.add(verdict.recipe)
+        self._record(verdict)
+
+    def _lose(self, candidate: Candidate, error: StepError) -> None:
+        self._record(
+            Failed(
+                recipe=candidate.recipe,
+                settings=candidate.settings,
+                error=str(error),
+                reproduce=error.reproduce,
+            )
+        )
+
+
+def predict(
+    child: Child,
+    folder: Path,
+    *,
+    signature: Signature,
+    validation: tuple[str, ...],
+    golden: tuple[str, ...],
+    n: int,
+    timeout_s: Callable[[], float],
+) -> tuple[str, tuple[str, ...]]:
+    """Run what a child has loaded over n validation samples and the golden inputs.
+
+    Returns:
+        `.npy` files: the first output on the validation samples, and all outputs on the golden inputs.
+
+    Raises:
+        ChildError: the child failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = str(folder / "validation.npy")
+    answers = _golden_paths(folder, signature)
+    child.ask(PredictRequest(inputs=validation, outputs=(scores,), limit=n), Predicted, timeout_s=timeout_s())
+    child.ask(PredictRequest(inputs=golden, outputs=answers), Predicted, timeout_s=timeout_s())
+    return scores, answers
+
+
+def _golden_paths(folder: Path, signature: Signature) -> tuple[str, ...]:
+    return tuple(str(folder / f"golden_{index}.npy") for index in range(len(signature.outputs)))

@@ -1,0 +1,382 @@
+"""Which candidate to measure next: cheap looks at many, closer looks at few, a race of the best.
+
+The strategy asks a `Field` for everything that costs time, and knows nothing of processes, engines or
+files: a test replaces the field by a simulated machine with drift, spikes and stolen time.
+
+Speeds are never compared across minutes. Each look at a candidate stands between two rounds of the
+*anchor*, one fixed candidate that stays loaded, and its score is the ratio of the two; in the race all
+contenders take turns. What disturbs a shared machine only ever slows things down, so the better of two looks
+is the truer one.
+
+Successive halving after Jamieson & Talwalkar 2016 (AISTATS 51); dropping a contender as soon as its interval
+lies below the leader's is racing after Maron & Moore 1994 (NIPS 6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from alula.core import Candidate, Recipe, Settings
+from alula.errors import AlulaError
+from alula.measure import Clock, Round, ratio
+from alula.measure.statistics import MIN_ROUNDS
+
+__all__ = ["Effort", "Field", "Standing", "Strategy"]
+
+
+_ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
+_SURE = 3  # looks, whose median one disturbance cannot move
+_LOADING_S = 2.0  # into a process of its own
+_CALM = 0.85  # of the anchor's best: less is a disturbance, more is noise
+
+
+class Field(Protocol):
+    """What a strategy can ask for. Every method may take long."""
+
+    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
+        """Build a recipe and check its accuracy roughly; return its coarse settings, none if it is out.
+
+        Different thread layouts at one batch size come first, then other batch sizes.
+        """
+        ...
+
+    def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
+        """Return settings close to a good candidate's: other batch sizes, then other knobs."""
+        ...
+
+    def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Load candidates to take turns without loading again; return those that could be.
+
+        They replace those held before.
+        """
+        ...
+
+    def measure(self, candidate: Candidate, seconds: float) -> Round:
+        """Return one round; loads the candidate first unless it is held.
+
+        Raises:
+            AlulaError: the candidate failed; it is not asked for again.
+        """
+        ...
+
+    def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
+        """Take note of a look at a candidate and of its speed over the anchor's."""
+        ...
+
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
+        """Return the scores of looks that an earlier, interrupted search took."""
+        ...
+
+    def skip(self, recipe: Recipe) -> None:
+        """Take note that there was no time for a recipe."""
+        ...
+
+    def accept(self, candidate: Candidate) -> bool:
+        """Return whether the candidate's recipe is inside the accuracy limit on all validation samples."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a strategy measures.
+
+    Attributes:
+        look_s: length of one look and of the anchor's rounds beside it.
+        round_s: length of a round of the race.
+        hopeless: a recipe whose first looks reach less than this share of the best gets no more.
+        promising: share of the best score from which on a recipe gets closer looks.
+        close: share of the best score from which on a candidate gets into the race.
+        contenders: at most so many start in the race.
+        per_recipe: at most so many of one recipe.
+        closer: at most so many recipes get closer looks.
+        tries: at most so often is a look repeated that was disturbed.
+        laps: of the race at most.
+        margin: differences smaller than this are not worth measuring.
+    """
+
+    look_s: float = 0.4
+    round_s: float = 0.6
+    hopeless: float = 0.6
+    promising: float = 0.85
+    close: float = 0.9
+    contenders: int = 6
+    per_recipe: int = 3
+    closer: int = 3
+    tries: int = 4
+    laps: int = 12
+    margin: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One accepted candidate at the end: its speed over the winner's, 1 for the winner."""
+
+    candidate: Candidate
+    relative: float
+
+
+class Strategy:
+    """Finds the fastest accepted candidate of a field within a time.
+
+    Args:
+        field: see `Field`.
+        clock: tells the time.
+        effort: see `Effort`.
+    """
+
+    def __init__(self, field: Field, *, clock: Clock, effort: Effort | None = None) -> None:
+        self._field = field
+        self._clock = clock
+        self._effort = effort or Effort()
+        self._looks: dict[Candidate, list[float]] = {}
+        self._scores: dict[Candidate, float] = {}
+        self._anchor: Candidate | None = None
+        self._anchor_is_held = False
+        self._anchor_is_fresh = False  # nothing else was measured since
+        self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
+        self._costs_s: list[float] = []
+
+    def run(self, recipes: Sequence[Recipe], *, deadline_s: float) -> tuple[Standing, ...]:
+        """Return accepted candidates, the fastest first; empty when none was accepted.
+
+        Args:
+            recipes: most promising first.
+            deadline_s: the clock's time at which to be done. No recipe is started that would not end in
+                time, going by those before; the first one that works is waited for in any case.
+        """
+        effort = self._effort
+        race_s = effort.contenders * (effort.laps * effort.round_s / 2 + _LOADING_S)
+        looks_end_s = deadline_s - min(race_s, (deadline_s - self._clock.monotonic()) / 4)
+        for recipe in recipes:
+            known = self._field.known_scores(recipe)
+            if known:
+                self._scores |= known
+                self._anchor = self._anchor or next(iter(known))
+                continue
+            if self._scores and self._clock.monotonic() + self._expected_s() > looks_end_s:
+                self._field.skip(recipe)
+                continue
+            started_s = self._clock.monotonic()
+            self._look_at(recipe)
+            self._costs_s.append(self._clock.monotonic() - started_s)
+        self._look_closer(looks_end_s)
+        return self._race(deadline_s)
+
+    def best_so_far(self) -> tuple[Candidate, ...]:
+        """Return all candidates that were looked at, the fastest first, whether accepted or not."""
+        return tuple(sorted(self._scores, key=lambda one: -self._scores[one]))
+
+    def _expected_s(self) -> float:
+        return statistics.median(self._costs_s) if self._costs_s else 0.0
+
+    # Looks.
+
+    def _look_at(self, recipe: Recipe) -> None:
+        settings = self._field.prepare(recipe)
+        if not settings:
+            return
+        first_batch = settings[0].batch_size
+        candidates = [Candidate(recipe, one) for one in settings]
+        layouts = [one for one in candidates if one.settings.batch_size == first_batch]
+        self._look(layouts)
+        if not self._is_promising(recipe):
+            self._look(layouts)  # a disturbed look must not cost a recipe its chance
+        found = [one for one in layouts if one in self._scores]
+        if not found or max(self._scores[one] for one in found) < self._effort.hopeless * self._best():
+            return
+        best = max(found, key=lambda one: self._scores[one])
+        # Which layout is better depends little on the batch size, as a rule that only leaders need not trust.
+        wide = self._is_promising(recipe)
+        self._look([one for one in candidates if one not in layouts and (wide or _same_layout(one, best))])
+        ranked = sorted(self._of(recipe), key=lambda one: -self._scores[one])
+        self._look(ranked[: _SURE if wide else 1])
+
+    def _is_promising(self, recipe: Recipe) -> bool:
+        scores = [self._scores[one] for one in self._of(recipe)]
+        return max(scores, default=0.0) >= self._effort.promising * self._best()
+
+    def _look_closer(self, deadline_s: float) -> None:
+        """Climb from the best settings of each promising recipe to better ones close by."""
+        done: set[Recipe] = set()
+        while (leader := self._promising(done)) is not None and len(done) < self._effort.closer:
+            done.add(leader.recipe)
+            if not self._field.accept(leader):
+                self._drop(leader.recipe)
+                done.remove(leader.recipe)
+                continue
+            top: Candidate | None = leader
+            while top is not None:
+                before = self._scores[top]
+                for settings in self._field.variations(top):
+                    candidate = Candidate(top.recipe, settings)
+                    if candidate in self._scores:
+                        continue
+                    if self._clock.monotonic() > deadline_s:
+                        return
+                    self._look([candidate], looks=2)
+                best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
+                top = best if best != top and self._scores[best] > before else None
+
+    def _promising(self, done: set[Recipe]) -> Candidate | None:
+        """Return the best candidate of a recipe that is close to the leader and not done yet."""
+        for candidate in self.best_so_far():
+            if candidate.recipe not in done:
+                close = self._scores[candidate] >= self._effort.promising * self._best()
+                return candidate if close else None
+        return None
+
+    def _of(self, recipe: Recipe) -> list[Candidate]:
+        return [one for one in self._scores if one.recipe == recipe]
+
+    def _drop(self, recipe: Recipe) -> None:
+        for candidate in self._of(recipe):
+            del self._scores[candidate]
+
+    def _look(self, candidates: Sequence[Candidate], *, looks: int = 1) -> None:
+        for candidate in candidates:
+            leader_before = self._best()
+            with contextlib.suppress(AlulaError):
+                for _ in range(looks):
+                    self._look_once(candidate)
+                # A lead may be the anchor's bad luck, which would make all others look slow from then on.
+                while self._scores[candidate] > leader_before > 0 and len(self._looks[candidate]) < _SURE:
+                    self._look_once(candidate)
+
+    def _look_once(self, candidate: Candidate) -> None:
+        """Score a candidate; again, where the anchor says that the machine was disturbed meanwhile."""
+        if self._anchor is None:
+            self._take_anchor(candidate)
+        for attempt in range(self._effort.tries):
+            self._refresh_anchor()
+            taken = self._field.measure(candidate, self._effort.look_s)
+            self._anchor_is_fresh = False
+            self._refresh_anchor()
+            beside = list(self._anchor_per_s)[-2:]
+            if min(beside) >= _CALM * max(self._anchor_per_s) or attempt == self._effort.tries - 1:
+                scores = self._looks.setdefault(candidate, [])
+                scores.append(taken.per_s / max(beside))
+                self._scores[candidate] = statistics.median_high(scores)
+                self._field.scored(candidate, taken, self._scores[candidate])
+                break
+
+    def _take_anchor(self, candidate: Candidate) -> None:
+        self._field.hold([candidate])
+        self._anchor_per_s.append(self._field.measure(candidate, self._effort.look_s).per_s)
+        self._anchor, self._anchor_is_held, self._anchor_is_fresh = candidate, True, True
+
+    def _refresh_anchor(self) -> None:
+        """Measure the anchor, unless nothing was measured since; its last rounds count, should it fail."""
+        assert self._anchor is not None
+        if self._anchor_is_fresh:
+            return
+        try:
+            if not self._anchor_is_held:
+                self._field.hold([self._anchor])
+            self._anchor_per_s.append(self._field.measure(self._anchor, self._effort.look_s).per_s)
+            self._anchor_is_held = True
+        except AlulaError:
+            if not self._anchor_per_s:
+                raise
+            self._anchor_is_held = False
+        self._anchor_is_fresh = True
+
+    def _best(self) -> float:
+        return max(self._scores.values(), default=0.0)
+
+    # The race.
+
+    def _race(self, deadline_s: float) -> tuple[Standing, ...]:
+        """Return the accepted contenders of the race in order; those that were not accepted cost another."""
+        while names := self._shortlist():
+            order = self._raced(self._field.hold(names), deadline_s)
+            if not order:  # all of them failed
+                for candidate in names:
+                    del self._scores[candidate]
+            right = [one for one in order if self._field.accept(one.candidate)]
+            for standing in order:
+                if standing not in right:
+                    self._drop(standing.candidate.recipe)
+            if right:
+                scale = right[0].relative
+                return tuple(
+                    Standing(candidate=one.candidate, relative=one.relative / scale) for one in right
+                )
+        return ()
+
+    def _shortlist(self) -> list[Candidate]:
+        threshold = self._effort.close * self._best()
+        chosen: list[Candidate] = []
+        for candidate in self.best_so_far():
+            same = sum(one.recipe == candidate.recipe for one in chosen)
+            if self._scores[candidate] >= threshold and same < self._effort.per_recipe:
+                chosen.append(candidate)
+        return chosen[: self._effort.contenders]
+
+    def _raced(self, contenders: Sequence[Candidate], deadline_s: float) -> list[Standing]:
+        rates: dict[Candidate, list[float]] = {one: [] for one in contenders}
+        alive = list(contenders)
+        for lap in range(self._effort.laps):
+            if lap >= 2 and self._clock.monotonic() > deadline_s:
+                break
+            # Forwards, then backwards: a steady drift within a lap cancels over two laps.
+            for candidate in list(alive if lap % 2 == 0 else reversed(alive)):
+                try:
+                    rates[candidate].append(self._field.measure(candidate, self._effort.round_s).per_s)
+                except AlulaError:
+                    alive.remove(candidate)
+                    del rates[candidate]
+            alive = self._still_in(alive, rates)
+            if len(alive) <= 1:
+                break
+        if not rates:
+            return []
+        leader = _leader(rates)
+        standings = [Standing(candidate=one, relative=_relative(rates[one], rates[leader])) for one in rates]
+        return sorted(standings, key=lambda one: -one.relative)
+
+    def _still_in(self, alive: Sequence[Candidate], rates: dict[Candidate, list[float]]) -> list[Candidate]:
+        """Return those that may still win: halved on the way, and none certainly slower than the leader."""
+        leader = _leader({one: rates[one] for one in alive}) if alive else None
+        if leader is None:
+            return []
+        laps = len(rates[leader])
+        if laps < 3:
+            return list(alive)
+        kept = []
+        for one in sorted(alive, key=lambda one: -_relative(rates[one], rates[leader])):
+            pairs = list(zip(rates[one], rates[leader], strict=True))
+            if one != leader:
+                if all(mine < (1 - self._effort.margin) * theirs for mine, theirs in pairs) and laps >= 4:
+                    continue
+                if laps >= MIN_ROUNDS and ratio(rates[one], rates[leader]).high < 1.0:
+                    continue
+            kept.append(one)
+        if laps == 5:
+            kept = kept[: max(2, (self._effort.contenders + 1) // 2)]
+        elif laps == 9:
+            kept = kept[:2]
+        return [one for one in alive if one in kept]
+
+
+def _same_layout(one: Candidate, other: Candidate) -> bool:
+    return (one.settings.threads, one.settings.instances) == (
+        other.settings.threads,
+        other.settings.instances,
+    )
+
+
+def _relative(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=False))
+
+
+def _leader(rates: dict[Candidate, list[float]]) -> Candidate:
+    """Return the candidate with the best median over laps in which all of the longest-lived took part."""
+    laps = max(len(found) for found in rates.values())
+    full = {one: found for one, found in rates.items() if len(found) == laps}
+    middle = [statistics.median(column) for column in zip(*full.values(), strict=True)]
+    return max(full, key=lambda one: _relative(full[one], middle))

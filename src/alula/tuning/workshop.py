@@ -1,0 +1,246 @@
+"""The search's workshop: exports and artifacts made once, each in a child process, and kept on disk.
+
+A folder of work belongs to one model, one data set and one set of options (the caller sees to that). What
+is finished has a note beside it; an interrupted search finds the notes and makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
+from alula.engines import engine_named
+from alula.errors import EngineError, ModelError
+from alula.export import copy_onnx
+from alula.quantization import quantizer_for
+from alula.sources import Source
+from alula.tuning.messages import BuildRequest, Built, Described, DescribeRequest, ExportRequest
+from alula.tuning.process import Child, ChildError
+
+__all__ = ["StepError", "Workshop", "file_name", "read_note", "write_note"]
+
+Answer = TypeVar("Answer")
+Note = TypeVar("Note", bound=msgspec.Struct)
+
+
+class StepError(EngineError):
+    """A step of a recipe failed: one readable line, and the command that repeats it."""
+
+    def __init__(self, message: str, reproduce: str) -> None:
+        super().__init__(message)
+        self.reproduce = reproduce
+
+
+class Workshop:
+    """Makes exports and artifacts of one model. Not thread-safe.
+
+    Args:
+        source: the model.
+        folder: for exports, artifacts, logs and notes; what an earlier search finished there is used.
+        calibration: one `.npy` (n, ...) per model input.
+        validation: the same, of other samples.
+        threads: thread budget of every child process.
+        saturating: whether INT8 products saturate on this CPU.
+        memory_limit_bytes: of each child process.
+        timeout_s: gives the seconds that a step may take now.
+        report: gets lines of text about what is being done.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        calibration: tuple[str, ...],
+        validation: tuple[str, ...],
+        threads: int,
+        saturating: bool,
+        memory_limit_bytes: int,
+        timeout_s: Callable[[], float],
+        report: Callable[[str], None],
+    ) -> None:
+        self.source = source
+        self.folder = folder
+        self.notes: list[str] = []
+        self._calibration = calibration
+        self._validation = validation
+        self._threads = threads
+        self._saturating = saturating
+        self._memory_limit_bytes = memory_limit_bytes
+        self._timeout_s = timeout_s
+        self._report = report
+        self._exports: dict[ExportFormat, Path] = {}
+        self._failures: dict[ExportFormat, StepError] = {}
+        self._artifacts: dict[Recipe, Path] = {}
+        self.signature = self._describe()
+
+    def child(self, name: str) -> Child:
+        """Return a new child process; use it in a `with` block."""
+        return Child(
+            self.folder / "logs",
+            name,
+            threads=self._threads,
+            memory_limit_bytes=self._memory_limit_bytes,
+        )
+
+    def with_second_try(self, name: str, ask: Callable[[Child], Answer]) -> Answer:
+        """Return what a child process answers; ask another one should the first die.
+
+        Raises:
+            ChildError: the second one died too, or one reported a problem.
+        """
+        try:
+            with self.child(name) as child:
+                return ask(child)
+        except ChildError as error:
+            if not error.died:
+                raise
+            with self.child(f"{name}-again") as child:
+                return ask(child)
+
+    def _describe(self) -> Signature:
+        note = self.folder / "described.json"
+        known = read_note(note, Described)
+        if known is not None:
+            return known.signature
+        self._report("reading the model")
+
+        def ask(child: Child) -> Described:
+            return child.ask(
+                DescribeRequest(source=self.source, samples=self._validation),
+                Described,
+                timeout_s=self._timeout_s(),
+            )
+
+        try:
+            described = self.with_second_try("describe", ask)
+        except ChildError as error:
+            raise ModelError(str(error)) from error
+        write_note(note, described)
+        return described.signature
+
+    def export(self, target: ExportFormat) -> Path:
+        """Return the folder of an export, made on first use; an empty one for `module`.
+
+        Raises:
+            StepError: it cannot be made; said again at every later call.
+        """
+        if target in self._failures:
+            raise self._failures[target]
+        if target not in self._exports:
+            try:
+                self._exports[target] = self._made_export(target)
+            except StepError as error:
+                self._failures[target] = error
+                raise
+        return self._exports[target]
+
+    def _made_export(self, target: ExportFormat) -> Path:
+        folder, note = self.folder / "exports" / target, self.folder / "exports" / f"{target}.json"
+        known = read_note(note, Described)
+        if known is not None:
+            self.notes += known.notes
+            return folder
+        _emptied(folder)
+        if self.source.kind == "onnx":
+            if target != "onnx":
+                raise StepError("It needs a PyTorch module, and the model is an ONNX file.", "")
+            copy_onnx(Path(self.source.spec), folder / ARTIFACT_FILES["onnx"])
+            return folder
+        if target == "module":
+            return folder
+        self._report(f"exporting to {target}")
+        asked: list[str] = []
+
+        def ask(child: Child) -> Described:
+            asked.append(child.reproduce)
+            return child.ask(
+                ExportRequest(
+                    source=self.source, samples=self._calibration, target=target, folder=str(folder)
+                ),
+                Described,
+                timeout_s=self._timeout_s(),
+            )
+
+        try:
+            described = self.with_second_try(f"export-{target}", ask)
+        except ChildError as error:
+            raise StepError(str(error), asked[-1]) from error
+        write_note(note, described)
+        self.notes += described.notes
+        return folder
+
+    def artifact(self, recipe: Recipe) -> Path:
+        """Return the folder of a recipe's artifact, made on first use.
+
+        Raises:
+            StepError: it cannot be made.
+        """
+        if recipe not in self._artifacts:
+            self._artifacts[recipe] = self._made_artifact(recipe)
+        return self._artifacts[recipe]
+
+    def _made_artifact(self, recipe: Recipe) -> Path:
+        name = file_name(recipe)
+        folder, note = self.folder / "artifacts" / name, self.folder / "artifacts" / f"{name}.json"
+        if read_note(note, Built) is not None:
+            return folder
+        target = (
+            quantizer_for(recipe).export_format(recipe)
+            if recipe.precision == "int8"
+            else engine_named(recipe.engine).export_format(recipe)
+        )
+        export = self.export(target)
+        _emptied(folder)
+        with self.child(f"build-{name}") as child:
+            request = BuildRequest(
+                recipe=recipe,
+                source=self.source,
+                export=str(export),
+                artifact=str(folder),
+                calibration=self._calibration,
+                signature=self.signature,
+                saturating=self._saturating,
+            )
+            try:
+                built = child.ask(request, Built, timeout_s=self._timeout_s())
+            except ChildError as error:
+                raise StepError(str(error), child.reproduce) from error
+        write_note(note, built)
+        return folder
+
+
+def file_name(recipe: Recipe) -> str:
+    """Return a recipe's name as the name of a file.
+
+    >>> file_name(Recipe("openvino", "int8", "nncf"))
+    'openvino-int8-nncf'
+    """
+    return recipe.name.replace("/", "-")
+
+
+def read_note(path: Path, kind: type[Note]) -> Note | None:
+    """Return a note that an earlier search wrote, or None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def write_note(path: Path, note: msgspec.Struct) -> None:
+    """Write a note so that it is whole or absent, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_bytes(msgspec.json.encode(note))
+    draft.replace(path)
+
+
+def _emptied(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)

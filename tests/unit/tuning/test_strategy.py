@@ -1,0 +1,239 @@
+"""The strategy on a simulated machine: drift, spikes, stolen time, failures, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from alula.core import Candidate, Recipe, Settings
+from alula.errors import EngineError
+from alula.measure import Round
+from alula.measure.fake import ScriptedClock
+from alula.tuning.strategy import Effort, Standing, Strategy
+
+LAYOUTS = ((2, 1), (1, 2))
+BATCHES = (1, 2, 4, 8, 16, 32)
+COARSE = (8, 1, 32)
+KNOBS: tuple[dict[str, bool], ...] = ({}, {"spin": True}, {"pin": True})
+RECIPES = tuple(
+    Recipe(engine, "int8", quantizer, variant)
+    for engine, quantizer in (("a", "static"), ("b", "nncf"), ("c", "fx"), ("d", "pt2e"))
+    for variant in (None, "full", "mixed")
+) + tuple(Recipe(engine, "fp32") for engine in "abcd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """What a shared machine does to a measurement; all of it only slows things down."""
+
+    jitter: float = 0.015
+    drift: float = 0.0
+    spikes: float = 0.0
+    stolen: float = 0.0
+
+
+QUIET = Noise()
+NOISY = Noise(jitter=0.02, drift=0.3, spikes=0.06, stolen=0.15)
+
+
+class SimulatedField:
+    """Candidates of known speed on a machine of known noise. Implements `Field`."""
+
+    def __init__(self, seed: int, noise: Noise, clock: ScriptedClock) -> None:
+        self.chance = random.Random(seed)
+        self.noise, self.clock = noise, clock
+        self.period_s = self.chance.uniform(60, 400)
+        self.phase = self.chance.uniform(0, 2 * math.pi)
+        self.stolen_until_s, self.next_theft_s = 0.0, self.chance.expovariate(1 / 40)
+        self.bad: set[Recipe] = {one for one in RECIPES if self.chance.random() < 0.15}
+        self.broken: set[Candidate] = set()
+        self.skipped: list[Recipe] = []
+        self.measured: list[Candidate] = []
+        self.truth = {one: speed for recipe in RECIPES for one, speed in self._speeds(recipe).items()}
+        self.held: tuple[Candidate, ...] = ()
+        self.known: dict[Recipe, dict[Candidate, float]] = {}
+        self.scores: dict[Candidate, float] = {}
+
+    def _speeds(self, recipe: Recipe) -> dict[Candidate, float]:
+        base = 100 * math.exp(self.chance.gauss(0, 0.5))
+        layout_gain = {layout: math.exp(self.chance.gauss(0, 0.12)) for layout in LAYOUTS}
+        peak = {layout: self.chance.uniform(0, 5) for layout in LAYOUTS}
+        steep = self.chance.uniform(0.005, 0.04)
+        knob_gain = [1.0, *(math.exp(self.chance.gauss(-0.01, 0.02)) for _ in KNOBS[1:])]
+        return {
+            Candidate(
+                recipe, Settings(threads=layout[0], instances=layout[1], batch_size=batch, knobs=knobs)
+            ): (
+                base
+                * layout_gain[layout]
+                * math.exp(-steep * (math.log2(batch) - peak[layout]) ** 2)
+                * knob_gain[index]
+            )
+            for layout in LAYOUTS
+            for batch in BATCHES
+            for index, knobs in enumerate(KNOBS)
+        }
+
+    def best(self) -> float:
+        return max(
+            speed
+            for one, speed in self.truth.items()
+            if one.recipe not in self.bad and one not in self.broken
+        )
+
+    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
+        self.clock.advance(self.chance.uniform(3, 12))
+        return tuple(
+            Settings(threads=threads, instances=instances, batch_size=batch)
+            for batch in COARSE
+            for threads, instances in LAYOUTS
+        )
+
+    def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
+        mine = candidate.settings
+        replace = msgspec.structs.replace
+        batches = [batch for batch in (mine.batch_size * 2, mine.batch_size // 2) if batch in BATCHES]
+        return (
+            *(replace(mine, batch_size=batch) for batch in batches),
+            replace(mine, threads=mine.instances, instances=mine.threads),
+            *(replace(mine, knobs=knobs) for knobs in KNOBS if knobs != mine.knobs),
+        )
+
+    def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        self.clock.advance(1.5 * len(candidates))
+        self.held = tuple(one for one in candidates if one not in self.broken)
+        return self.held
+
+    def measure(self, candidate: Candidate, seconds: float) -> Round:
+        if candidate in self.broken:
+            raise EngineError("broken")
+        self.measured.append(candidate)
+        if candidate not in self.held:
+            self.clock.advance(1.0)
+        now_s = self.clock.monotonic()
+        slow = 1 + self.noise.drift * (1 + math.sin(2 * math.pi * now_s / self.period_s + self.phase)) / 2
+        while self.noise.stolen and now_s > self.next_theft_s:
+            self.stolen_until_s = self.next_theft_s + self.chance.expovariate(1 / 8)
+            self.next_theft_s = self.stolen_until_s + self.chance.expovariate(self.noise.stolen / 8)
+        if now_s < self.stolen_until_s:
+            slow *= self.chance.uniform(1.3, 2.0)
+        if self.chance.random() < self.noise.spikes:
+            slow *= self.chance.uniform(1.1, 3.0)
+        slow *= math.exp(abs(self.chance.gauss(0, self.noise.jitter)))
+        per_s = self.truth[candidate] / slow
+        self.clock.advance(seconds)
+        return Round(samples=round(1e6 * seconds * per_s), wall_s=1e6 * seconds, calls=(seconds,))
+
+    def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
+        self.scores[candidate] = score
+
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
+        return self.known.get(recipe, {})
+
+    def skip(self, recipe: Recipe) -> None:
+        self.skipped.append(recipe)
+
+    def accept(self, candidate: Candidate) -> bool:
+        self.clock.advance(2)
+        return candidate.recipe not in self.bad
+
+
+def searched(
+    seed: int, noise: Noise, *, budget_s: float = 600
+) -> tuple[SimulatedField, tuple[Standing, ...]]:
+    clock = ScriptedClock()
+    field = SimulatedField(seed, noise, clock)
+    return field, Strategy(field, clock=clock).run(RECIPES, deadline_s=budget_s)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "name"), [(NOISY, "noisy"), (QUIET, "quiet")])
+def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches(
+    noise: Noise, name: str
+) -> None:
+    gaps = []
+    for seed in range(500):
+        field, standings = searched(seed, noise)
+        gaps.append(1 - field.truth[standings[0].candidate] / field.best())
+    good = sum(gap <= 0.03 for gap in gaps) / len(gaps)
+    assert good >= 0.95, f"{name}: {good:.1%} within 3 %; worst {max(gaps):.1%}"
+
+
+def test_it_measures_a_small_part_of_all_candidates() -> None:
+    field, _ = searched(1, NOISY)
+    assert len(set(field.measured)) < 0.25 * len(field.truth)
+
+
+def test_only_accepted_recipes_are_returned_and_the_winner_leads() -> None:
+    for seed in range(30):
+        field, standings = searched(seed, NOISY)
+        assert standings[0].relative == 1.0
+        assert [one.relative for one in standings] == sorted(
+            (one.relative for one in standings), reverse=True
+        )
+        assert not {one.candidate.recipe for one in standings} & field.bad
+
+
+def test_nothing_accepted_is_nothing_returned() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(0, QUIET, clock)
+    field.bad = set(RECIPES)
+    assert Strategy(field, clock=clock).run(RECIPES, deadline_s=600) == ()
+
+
+def test_nothing_that_runs_is_nothing_returned() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(0, QUIET, clock)
+    field.broken = set(field.truth)
+    assert Strategy(field, clock=clock).run(RECIPES, deadline_s=600) == ()
+
+
+def test_a_broken_candidate_costs_only_itself() -> None:
+    for seed in range(20):
+        clock = ScriptedClock()
+        field = SimulatedField(seed, QUIET, clock)
+        best = max(field.truth, key=lambda one: field.truth[one])
+        first = Candidate(RECIPES[0], Settings(threads=2, instances=1, batch_size=8))
+        field.broken = {best, first}
+        standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+        assert standings
+        assert standings[0].candidate not in field.broken
+
+
+def test_the_deadline_is_kept_up_to_the_race() -> None:
+    for seed in range(20):
+        field, standings = searched(seed, NOISY, budget_s=60)
+        assert standings
+        assert field.skipped
+        # A recipe that was started, the race's two first laps, and the checks of accuracy.
+        assert field.clock.monotonic() < 60 + 40
+
+
+def test_a_deadline_that_is_over_still_ends_with_one_recipe() -> None:
+    field, standings = searched(3, QUIET, budget_s=0.0)
+    assert standings or field.bad
+    assert len(field.skipped) >= len(RECIPES) - 1 - len(field.bad)
+
+
+def test_known_scores_are_not_measured_again() -> None:
+    field, standings = searched(4, QUIET)
+    clock = ScriptedClock()
+    again = SimulatedField(4, QUIET, clock)
+    for candidate, score in field.scores.items():
+        again.known.setdefault(candidate.recipe, {})[candidate] = score
+    resumed = Strategy(again, clock=clock).run(RECIPES, deadline_s=600)
+    assert resumed[0].candidate.recipe == standings[0].candidate.recipe
+    assert clock.monotonic() < 0.5 * field.clock.monotonic()
+
+
+def test_effort_is_what_is_asked_for() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(5, QUIET, clock)
+    Strategy(field, clock=clock, effort=Effort(closer=0, contenders=2, laps=2)).run(RECIPES, deadline_s=600)
+    coarse = set(COARSE)
+    assert {one.settings.batch_size for one in field.measured} <= coarse
