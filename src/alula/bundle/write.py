@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest, sha256_of
+from alula.bundle.measurements import MEASUREMENTS_NAME, Measurements
 from alula.errors import BundleError
 
-__all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "rewrite_manifest", "write_bundle"]
+__all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "is_bundle", "rewrite_manifest", "write_bundle"]
 
 GOLDEN_NAME = "golden.npz"
 JOURNAL_NAME = "search.jsonl"
@@ -28,6 +29,7 @@ def write_bundle(
     artifacts: Mapping[str, Path],
     golden: Mapping[str, NDArray[np.generic]],
     journal: Path,
+    measurements: Measurements | None = None,
     replace: bool = False,
 ) -> None:
     """Write a bundle; `manifest.files` is filled in here.
@@ -38,6 +40,7 @@ def write_bundle(
         artifacts: by folder inside the bundle, the folder to copy.
         golden: arrays of `golden.npz` by name.
         journal: the `search.jsonl` to copy.
+        measurements: for `measurements.json`.
         replace: whether an existing bundle at `target` may be replaced.
 
     Raises:
@@ -53,6 +56,8 @@ def write_bundle(
                 shutil.copytree(folder, scratch / name)
             np.savez(scratch / GOLDEN_NAME, allow_pickle=False, **dict(golden))
             shutil.copy2(journal, scratch / JOURNAL_NAME)
+            if measurements is not None:
+                (scratch / MEASUREMENTS_NAME).write_bytes(msgspec.json.encode(measurements))
             files = {
                 path.relative_to(scratch).as_posix(): FileRecord(
                     sha256=sha256_of(path), bytes=path.stat().st_size

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from alula._version import __version__
 from alula.cli.options import AlulaGroup, Screen, command_options, csv_of
+from alula.core import Scenario
 from alula.errors import UsageError
 
 __all__ = ["cli"]
 
+SCENARIOS = get_args(Scenario)
 EXIT_SOME_INPUTS_FAILED = 3
 FOLDER = click.Path(path_type=Path)
 
@@ -51,7 +53,8 @@ def doctor(screen: Screen) -> None:
     "--metric", help="top1, balanced_accuracy, macro_auc, padded_cmap, mse, agreement or file.py:fn."
 )
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
-@click.option("--scenario", type=click.Choice(["offline"]), default="offline", show_default=True)
+@click.option("--scenario", type=click.Choice(SCENARIOS), default="offline", show_default=True)
+@click.option("--latency-limit", help="Of p99 in the server scenario, such as 50ms.")
 @click.option("--budget", default="10m", show_default=True, help="Time for everything.")
 @click.option("--engines", help="Only these engines, comma-separated.")
 @click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
@@ -89,6 +92,7 @@ def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
         metric=options["metric"],
         max_drop=options["max_drop"],
         scenario=options["scenario"],
+        latency_limit=options["latency_limit"],
         budget=options["budget"],
         engines=csv_of(options["engines"]),
         precisions=_precisions(options["precisions"]),
@@ -168,35 +172,56 @@ def predict(
 
 
 @cli.command()
-@click.argument("bundles", nargs=-1, required=True, type=FOLDER)
-@click.option("--compare", multiple=True, type=FOLDER, help="Another bundle, measured in turn. Repeatable.")
+@click.argument("what", nargs=-1, required=True)
+@click.option("--compare", multiple=True, help="Another bundle or model, measured in turn. Repeatable.")
+@click.option("--scenario", type=click.Choice(SCENARIOS), default="offline", show_default=True)
+@click.option("--latency-limit", help="Of p99 in the server scenario, such as 50ms.")
+@click.option("--shape", help="Of one sample where there is no bundle, such as 3x224x224.")
+@click.option("--weights", type=FOLDER, help="State dict for the models.")
 @click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
 @click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
 @click.option("--rounds", type=int, default=9, show_default=True, help="How often each is timed.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a round.")
 @command_options
-def bench(
-    screen: Screen,
-    bundles: tuple[Path, ...],
-    compare: tuple[Path, ...],
-    trust_code: bool,
-    threads: int | None,
-    rounds: int,
-    seconds: float,
-) -> None:
-    """Measure BUNDLES on this machine, in turn; ratios are over the first."""
+def bench(screen: Screen, what: tuple[str, ...], compare: tuple[str, ...], **options: Any) -> None:
+    """Measure WHAT here, in turn: bundles, or models in eager PyTorch; ratios are over the first."""
     from alula.cli.render import draw_bench
     from alula.workflows import bench as run
 
     report = run(
-        (*bundles, *compare),
-        trust_code=trust_code,
-        threads=threads,
-        rounds=rounds,
-        round_s=seconds,
+        (*what, *compare),
+        scenario=options["scenario"],
+        latency_limit=options["latency_limit"],
+        shape=_shape(options["shape"]),
+        weights=options["weights"],
+        trust_code=options["trust_code"],
+        threads=options["threads"],
+        rounds=options["rounds"],
+        round_s=options["seconds"],
         report=screen.note,
     )
     screen.result(report, lambda console: draw_bench(console, report))
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    sizes = text.split("x")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--shape {text} is no shape; expected sizes such as 3x224x224.")
+    return tuple(map(int, sizes))
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("-o", "--output", type=FOLDER, help="The page to write; default NAME.html here.")
+@command_options
+def report(screen: Screen, bundle: Path, output: Path | None) -> None:
+    """Write what was measured for BUNDLE as one HTML page that needs no network."""
+    from alula.workflows import write_report
+
+    page = write_report(bundle, output)
+    screen.result({"page": str(page)}, lambda console: console.print(f"report  {page}", soft_wrap=True))
 
 
 @cli.command()

@@ -190,20 +190,37 @@ def draw_demo(console: Console, result: DemoResult) -> None:
 def draw_bench(console: Console, report: BenchReport) -> None:
     """Draw the speeds of bundles."""
     table = _plain_table(
-        "bundle", "recipe", "settings", "samples/s", "when tuned", "change", "x first", right=(3, 4, 5)
+        *("what", "recipe", "settings", "samples/s", "when tuned", "change", "x first"),
+        right=(3, 4, 5),
     )
     for row in report.rows:
         table.add_row(
-            row.bundle,
+            row.name,
             row.recipe,
             str(row.settings),
             f"{row.throughput.per_s:.1f}",
-            f"{row.tuned_per_s:.1f}",
-            f"{row.change:+.1%}",
+            "" if row.tuned_per_s is None else f"{row.tuned_per_s:.1f}",
+            "" if row.change is None else f"{row.change:+.1%}",
             "" if row.ratio is None else str(row.ratio) + ("" if row.ratio.certain else ", no difference"),
         )
     console.print(table, highlight=False, markup=False)
-    notes = [*report.warnings, *(text for row in report.rows for text in row.throughput.warnings)]
+    for row in report.rows:
+        if row.latency is not None:
+            found = row.latency
+            text = (
+                f"{row.name}: {found.p50}, {found.p90}, {found.p99}; {found.n} queries, {found.seconds:.0f} s"
+            )
+            console.print(text, highlight=False, markup=False)
+        if row.server is not None:
+            rate = row.server
+            text = (
+                f"{row.name}: {rate.per_s:.1f} queries/s with p99 under {1e3 * rate.p99_limit_s:.3g} ms; "
+                f"{rate.queries} queries, {rate.seconds:.0f} s"
+            )
+            console.print(text, highlight=False, markup=False)
+    doubts = [text for row in report.rows for text in (row.latency.warnings if row.latency else ())]
+    doubts += [text for row in report.rows for text in (row.server.warnings if row.server else ())]
+    notes = [*report.warnings, *(text for row in report.rows for text in row.throughput.warnings), *doubts]
     for text in dict.fromkeys(notes):
         console.print(f"warning: {text}", highlight=False, markup=False)
 

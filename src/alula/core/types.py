@@ -21,6 +21,7 @@ __all__ = [
     "Recipe",
     "Rejected",
     "Scalar",
+    "Scenario",
     "Scope",
     "Settings",
     "Signature",
@@ -31,6 +32,10 @@ __all__ = [
 Precision = Literal["fp32", "bf16", "int8"]
 ExportFormat = Literal["onnx", "exported", "torchscript", "openvino", "module"]
 """What a recipe starts from; `module` is the user's own module, of which no file is made."""
+
+Scenario = Literal["offline", "single-stream", "server"]
+"""What is to be fast, in MLPerf's words: samples per second; latency of one sample after the other; the
+rate of random arrivals whose p99 latency stays under a limit."""
 
 Scope = Literal["all", "dense", "no-depthwise", "no-edges"]
 """Which layers are quantized, by their role in the network, whatever the engine calls them.

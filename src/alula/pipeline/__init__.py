@@ -5,6 +5,7 @@ results in task order, under one CPU budget and in bounded memory. `sink_for` op
 the results are written to. Nothing here knows of audio or engines.
 """
 
+from alula.pipeline.atomic import AtomicFile
 from alula.pipeline.jobs import JobSummary, Progress, TaskResult, iter_job, run_job
 from alula.pipeline.schedule import row_limit
 from alula.pipeline.sinks import (
@@ -18,6 +19,7 @@ from alula.pipeline.sinks import (
 )
 
 __all__ = [
+    "AtomicFile",
     "BirdclefSink",
     "CsvSink",
     "ErrorReport",

@@ -1,9 +1,9 @@
 """The search for the fastest accurate candidate, each trial in its own process."""
 
 from alula.tuning.candidates import BATCH_SIZES, offered_recipes, settings_grid
-from alula.tuning.comparison import Comparison, Loss, compare_speeds
+from alula.tuning.comparison import Comparison, Loss, compare_speeds, measure_latency, measure_server
 from alula.tuning.journal import Journal, read_journal
-from alula.tuning.messages import LoadRequest
+from alula.tuning.messages import Described, DescribeRequest, Loaded, LoadModelRequest, LoadRequest
 from alula.tuning.process import Child, ChildError
 from alula.tuning.search import Finalist, SearchPlan, SearchResult, search
 
@@ -12,13 +12,19 @@ __all__ = [
     "Child",
     "ChildError",
     "Comparison",
+    "DescribeRequest",
+    "Described",
     "Finalist",
     "Journal",
+    "LoadModelRequest",
     "LoadRequest",
+    "Loaded",
     "Loss",
     "SearchPlan",
     "SearchResult",
     "compare_speeds",
+    "measure_latency",
+    "measure_server",
     "offered_recipes",
     "read_journal",
     "search",

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from alula.core import Precision, Recipe, Settings, Signature
+from alula.core import Precision, Recipe, Scenario, Settings, Signature
 from alula.engines import engine_named, engine_names
 from alula.errors import UsageError, closest
 from alula.quantization import quantizer_named, quantizer_names
@@ -14,6 +14,7 @@ from alula.quantization import quantizer_named, quantizer_names
 __all__ = ["BATCH_SIZES", "batch_neighbours", "offered_recipes", "settings_grid"]
 
 BATCH_SIZES = (1, 8, 32)
+SERVER_BATCH_SIZES = (1, 4)  # at most so many queries that wait together
 
 # Cheap to build and often fast first, so that a short budget ends with a good answer.
 _ORDER = (
@@ -61,11 +62,14 @@ def offered_recipes(
     return tuple(sorted(recipes, key=lambda recipe: order.get(recipe.name, len(order))))
 
 
-def settings_grid(threads: int, signature: Signature) -> tuple[Settings, ...]:
+def settings_grid(
+    threads: int, signature: Signature, *, scenario: Scenario = "offline"
+) -> tuple[Settings, ...]:
     """Return the coarse settings: every way to share the threads, at each of a few batch sizes.
 
     Those of one batch size stand together, the middle size first. A model whose batch axis is fixed has
-    that size only.
+    that size only. In the single-stream scenario there is one instance and one sample, with all threads or
+    fewer; a server has batches of no more than a few queries.
 
     >>> from alula.core import TensorSpec
     >>> spec = TensorSpec("x", "float32", ("b", 3, 32, 32))
@@ -73,7 +77,14 @@ def settings_grid(threads: int, signature: Signature) -> tuple[Settings, ...]:
     ['1x4 threads, batch 8', '2x2 threads, batch 8', '4x1 threads, batch 8']
     """
     fixed = signature.inputs[0].shape[0]
-    batches = (fixed,) if isinstance(fixed, int) else tuple(sorted(BATCH_SIZES, key=lambda b: (b != 8, b)))
+    if scenario == "single-stream":
+        size = fixed if isinstance(fixed, int) else 1
+        return tuple(
+            Settings(threads=one, batch_size=size)
+            for one in sorted({threads, (threads + 1) // 2, 1}, reverse=True)
+        )
+    sizes = BATCH_SIZES if scenario == "offline" else SERVER_BATCH_SIZES
+    batches = (fixed,) if isinstance(fixed, int) else tuple(sorted(sizes, key=lambda b: (b != sizes[1], b)))
     return tuple(
         Settings(threads=per_instance, instances=instances, batch_size=batch)
         for batch in batches

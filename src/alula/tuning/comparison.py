@@ -9,11 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alula.hardware import describe_disturbance, take_snapshot
-from alula.measure import Round, interleave
-from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest, Measured, MeasureRequest
+from alula.measure import Latency, Round, ServerRate, ServerRound, highest_rate, interleave
+from alula.tuning.messages import (
+    Loaded,
+    LoadModelRequest,
+    LoadRequest,
+    Measured,
+    MeasureRequest,
+    Served,
+    ServeRequest,
+    Streamed,
+    StreamRequest,
+)
 from alula.tuning.process import Child, ChildError
 
-__all__ = ["Comparison", "Loss", "compare_speeds", "measure_round"]
+__all__ = ["Comparison", "Loss", "compare_speeds", "measure_latency", "measure_round", "measure_server"]
+
+STREAM_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +129,52 @@ def measure_round(
     """
     reply = child.ask(MeasureRequest(inputs=inputs, seconds=seconds), Measured, timeout_s=timeout_s)
     return Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s), reply.cpu_s
+
+
+def measure_latency(child: Child, inputs: tuple[str, ...], *, timeout_s: float) -> Latency:
+    """Return how long single samples take with what a child has loaded.
+
+    Raises:
+        ChildError: the child failed.
+    """
+    request = StreamRequest(inputs=inputs, seconds=STREAM_S, max_s=3 * STREAM_S)
+    return child.ask(request, Streamed, timeout_s=timeout_s).latency
+
+
+def measure_server(
+    child: Child,
+    inputs: tuple[str, ...],
+    *,
+    limit_s: float,
+    offline_per_s: float,
+    timeout_s: float,
+    seed: int = 0,
+) -> ServerRate:
+    """Return the highest rate of random arrivals that what a child has loaded serves within a limit of p99.
+
+    Args:
+        child: has loaded what serves.
+        inputs: one `.npy` (n, ...) per model input, real samples.
+        limit_s: of the 99th percentile of latency.
+        offline_per_s: its throughput, which no rate exceeds.
+        timeout_s: of a step, beside the length of a trial.
+        seed: of the arrivals.
+
+    Raises:
+        ChildError: the child failed.
+        MeasurementError: not even a fiftieth of the throughput is served within the limit.
+    """
+
+    def trial(*, rate_per_s: float, seconds: float, limit_s: float, seed: int) -> ServerRound:
+        request = ServeRequest(
+            inputs=inputs, rate_per_s=rate_per_s, seconds=seconds, limit_s=limit_s, seed=seed
+        )
+        return child.ask(request, Served, timeout_s=timeout_s + seconds).found
+
+    return highest_rate(
+        trial,
+        p99_limit_s=limit_s,
+        low_per_s=offline_per_s / 50,
+        high_per_s=offline_per_s,
+        seed=seed,
+    )

@@ -21,6 +21,7 @@ from alula.core import (
     Outcome,
     Recipe,
     Rejected,
+    Scenario,
     Settings,
     Signature,
 )
@@ -72,6 +73,9 @@ class ProcessField:
         metric: decides acceptance.
         max_drop: the largest drop of the metric allowed.
         threads: thread budget of every candidate.
+        scenario: decides which settings are tried.
+        latency_limit_s: of p99 in the server scenario; a candidate whose batches take more than half of it
+            is out.
         seed: of the bootstrap.
         timeout_s: gives the seconds that a step may take now.
         record: gets every outcome as it is known.
@@ -90,6 +94,8 @@ class ProcessField:
         metric: Metric,
         max_drop: float,
         threads: int,
+        scenario: Scenario,
+        latency_limit_s: float | None,
         seed: int,
         timeout_s: Callable[[], float],
         record: Callable[[Outcome], None],
@@ -105,6 +111,8 @@ class ProcessField:
         self._metric = metric
         self._max_drop = max_drop
         self._threads = threads
+        self._scenario = scenario
+        self._latency_limit_s = latency_limit_s
         self._seed = seed
         self._timeout_s = timeout_s
         self._record = record
@@ -178,7 +186,7 @@ class ProcessField:
             return ()
         started_s = self._clock.monotonic()
         self._report(f"trying {recipe}; {self._progress()}")
-        grid = settings_grid(self._threads, self._workshop.signature)
+        grid = settings_grid(self._threads, self._workshop.signature, scenario=self._scenario)
         try:
             self._workshop.artifact(recipe)
             verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
@@ -195,9 +203,16 @@ class ProcessField:
         """See `Field.variations`."""
         settings = candidate.settings
         knobs = engine_named(candidate.recipe.engine).knobs(candidate.recipe, settings)
+        grid = settings_grid(self._threads, self._workshop.signature, scenario=self._scenario)
+        layouts = {(one.threads, one.instances) for one in grid} - {(settings.threads, settings.instances)}
+        single = self._scenario == "single-stream"
         return (
-            *batch_neighbours(settings, self._workshop.signature),
-            *(msgspec.structs.replace(settings, knobs=one) for one in knobs),
+            *(() if single else batch_neighbours(settings, self._workshop.signature)),
+            *(
+                msgspec.structs.replace(settings, threads=threads, instances=instances, knobs={})
+                for threads, instances in sorted(layouts)
+            ),
+            *(msgspec.structs.replace(settings, knobs=one) for one in ({}, *knobs) if one != settings.knobs),
         )
 
     def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -221,9 +236,11 @@ class ProcessField:
         try:
             self._load(child, candidate)
             try:
-                return measure_round(child, self._validation, seconds, timeout_s=self._timeout_s())[0]
+                taken = measure_round(child, self._validation, seconds, timeout_s=self._timeout_s())[0]
             except ChildError as error:
                 raise StepError(str(error), child.reproduce) from error
+            self._check_latency(taken, child)
+            return taken
         except StepError as error:
             self._loaded.pop(child, None)
             self._lose(candidate, error)
@@ -283,6 +300,16 @@ class ProcessField:
         return True
 
     # Steps.
+
+    def _check_latency(self, taken: Round, child: Child) -> None:
+        limit_s = self._latency_limit_s
+        call_s = float(np.median(taken.calls))
+        if limit_s is not None and call_s > limit_s / 2:
+            raise StepError(
+                f"A batch takes {1e3 * call_s:.3g} ms, more than half of the latency limit of "
+                f"{1e3 * limit_s:.3g} ms, which leaves no time to wait.",
+                child.reproduce,
+            )
 
     def _visiting(self, recipe: Recipe) -> Child:
         """Return the one child process for candidates that are not held; it changes with the recipe."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from alula.core import ExportFormat, Recipe, Settings, Signature
+from alula.measure import Latency, ServerRound
 from alula.sources import Source
 
 __all__ = [
@@ -23,6 +24,10 @@ __all__ = [
     "Problem",
     "Reply",
     "Request",
+    "ServeRequest",
+    "Served",
+    "StreamRequest",
+    "Streamed",
 ]
 
 
@@ -86,6 +91,24 @@ class MeasureRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seconds: float
 
 
+class StreamRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Run what is loaded on one sample after the other, warmed up first if it is new."""
+
+    inputs: tuple[str, ...]
+    seconds: float
+    max_s: float
+
+
+class ServeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Serve random arrivals with what is loaded, warmed up first if it is new."""
+
+    inputs: tuple[str, ...]
+    rate_per_s: float
+    seconds: float
+    limit_s: float
+    seed: int
+
+
 class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The model's signature and name."""
 
@@ -121,6 +144,18 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cpu_s: float
 
 
+class Streamed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """How long single samples took."""
+
+    latency: Latency
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """How the arrivals were served."""
+
+    found: ServerRound
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """The request failed; the child stays usable."""
 
@@ -135,5 +170,7 @@ Request = (
     | LoadModelRequest
     | PredictRequest
     | MeasureRequest
+    | StreamRequest
+    | ServeRequest
 )
-Reply = Described | Built | Loaded | Predicted | Measured | Problem
+Reply = Described | Built | Loaded | Predicted | Measured | Streamed | Served | Problem

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,30 @@ from alula.core import (
     Outcome,
     Ratio,
     Recipe,
+    Scenario,
     Signature,
     Throughput,
 )
 from alula.errors import MeasurementError
-from alula.measure import Clock, Round, SystemClock, ratio, stability_warnings, throughput
+from alula.measure import (
+    Clock,
+    Latency,
+    Round,
+    ServerRate,
+    SystemClock,
+    ratio,
+    stability_warnings,
+    throughput,
+)
 from alula.sources import Source
 from alula.tuning.candidates import settings_grid
-from alula.tuning.comparison import Comparison, compare_speeds, measure_round
+from alula.tuning.comparison import (
+    Comparison,
+    compare_speeds,
+    measure_latency,
+    measure_round,
+    measure_server,
+)
 from alula.tuning.field import ProcessField, Reference, predict
 from alula.tuning.journal import Journal
 from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest
@@ -48,6 +65,8 @@ LOADING_S = 3.0
 
 _BASELINE = "baseline"
 
+Answer = TypeVar("Answer")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
@@ -64,6 +83,8 @@ class SearchPlan:
         max_drop: the largest drop of the metric allowed.
         recipes: what to try, in order.
         threads: thread budget of every candidate.
+        scenario: what is to be fast.
+        latency_limit_s: of p99 in the server scenario, None in others.
         saturating: whether INT8 products saturate on this CPU.
         budget_s: time for the whole search, the last comparison included. Kept once a recipe is accepted.
         closing_s: part of the budget that the caller needs after the search.
@@ -91,6 +112,8 @@ class SearchPlan:
     round_s: float = 0.6
     final_rounds: int = 9
     seed: int = 0
+    scenario: Scenario = "offline"
+    latency_limit_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +139,9 @@ class SearchResult:
         golden_outputs: by recipe name, `.npy` files of the outputs of those inputs.
         baseline_outputs: the baseline's, in the same order.
         validation_samples: how many of the validation samples were compared.
+        stages_s: wall seconds of the parts of the search, by their names, in order.
+        latency: of the winner, in the single-stream scenario.
+        server: of the winner, in the server scenario.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
     """
@@ -130,6 +156,9 @@ class SearchResult:
     golden_outputs: dict[str, tuple[str, ...]]
     baseline_outputs: tuple[str, ...]
     validation_samples: int
+    stages_s: dict[str, float]
+    latency: Latency | None
+    server: ServerRate | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -177,6 +206,7 @@ class _Search:
         self._clock = clock
         self._deadline_s = clock.monotonic() + plan.budget_s - plan.closing_s
         self._any_accepted = False
+        self._lap_start_s = clock.monotonic()
         self._workshop = Workshop(
             plan.source,
             plan.workdir,
@@ -200,6 +230,8 @@ class _Search:
             metric=plan.metric,
             max_drop=plan.max_drop,
             threads=plan.threads,
+            scenario=plan.scenario,
+            latency_limit_s=plan.latency_limit_s,
             seed=plan.seed,
             timeout_s=self._timeout_s,
             record=self._record,
@@ -207,11 +239,14 @@ class _Search:
             report=self._report,
             clock=self._clock,
         )
+        stages_s = {"model and baseline": self._lap_s()}
         with field:
             chosen, rounds = self._chosen(field)
             field.close()  # nothing may run beside the last comparison
+            stages_s["building, checking and timing recipes"] = self._lap_s()
             final = self._confirm(reference.candidate, [field.accepted(one) for one in chosen], rounds)
             accepted = field.best_of_each_recipe()
+            stages_s["last comparison"] = self._lap_s()
             golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
         return SearchResult(
             signature=self._workshop.signature,
@@ -226,9 +261,17 @@ class _Search:
             golden_outputs=golden_outputs,
             baseline_outputs=reference.golden_outputs,
             validation_samples=reference.n,
+            stages_s=stages_s,
+            latency=self._latency(final) if plan.scenario == "single-stream" else None,
+            server=self._server(final) if plan.scenario == "server" else None,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
         )
+
+    def _lap_s(self) -> float:
+        """Return the seconds since the last call, or since the start."""
+        before_s, self._lap_start_s = self._lap_start_s, self._clock.monotonic()
+        return self._lap_start_s - before_s
 
     def _chosen(self, field: ProcessField) -> tuple[list[Candidate], int]:
         """Return the candidates of the last comparison and its number of rounds.
@@ -271,7 +314,8 @@ class _Search:
             return known
         self._report("measuring the baseline")
         golden = self._write_golden()
-        grid = [one for one in settings_grid(plan.threads, signature) if one.instances == 1]
+        grid = settings_grid(plan.threads, signature, scenario=plan.scenario)
+        grid = tuple(one for one in grid if one.instances == 1)
         recipe = Recipe("onnxruntime" if plan.source.kind == "onnx" else "torch", "fp32")
 
         def measure(child: Child) -> Reference:
@@ -351,12 +395,7 @@ class _Search:
         by_key = {str(accepted.candidate): accepted for accepted in chosen}
         contenders: dict[str, LoadRequest | LoadModelRequest] = {_BASELINE: self._baseline_request(baseline)}
         for key, accepted in by_key.items():
-            contenders[key] = LoadRequest(
-                recipe=accepted.candidate.recipe,
-                artifact=str(self._workshop.artifact(accepted.candidate.recipe)),
-                signature=self._workshop.signature,
-                settings=accepted.candidate.settings,
-            )
+            contenders[key] = self._load_request(accepted.candidate)
         comparison = compare_speeds(
             contenders,
             inputs=plan.validation,
@@ -415,6 +454,56 @@ class _Search:
             return self._workshop.with_second_try("baseline-last", measure)
         except ChildError as error:
             raise MeasurementError(f"The baseline failed in the last comparison: {error}") from error
+
+    def _load_request(self, candidate: Candidate) -> LoadRequest:
+        return LoadRequest(
+            recipe=candidate.recipe,
+            artifact=str(self._workshop.artifact(candidate.recipe)),
+            signature=self._workshop.signature,
+            settings=candidate.settings,
+        )
+
+    # The scenarios whose figure is no throughput, on the winner alone.
+
+    def _with_winner(self, final: _Final, ask: Callable[[Child], Answer]) -> Answer | None:
+        if not final.finalists:
+            return None
+        request = self._load_request(final.finalists[0].accepted.candidate)
+
+        def loaded(child: Child) -> Answer:
+            child.ask(request, Loaded, timeout_s=self._plan.timeout_s)
+            return ask(child)
+
+        try:
+            return self._workshop.with_second_try("scenario", loaded)
+        except ChildError as error:
+            raise MeasurementError(
+                f"The winner failed in the {self._plan.scenario} scenario: {error}"
+            ) from error
+
+    def _latency(self, final: _Final) -> Latency | None:
+        plan = self._plan
+        self._report("measuring the latency of single samples")
+        return self._with_winner(
+            final, lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s)
+        )
+
+    def _server(self, final: _Final) -> ServerRate | None:
+        plan, limit_s = self._plan, self._plan.latency_limit_s
+        assert limit_s is not None
+        self._report(f"looking for the highest rate with p99 under {1e3 * limit_s:.3g} ms")
+
+        def ask(child: Child) -> ServerRate:
+            return measure_server(
+                child,
+                plan.validation,
+                limit_s=limit_s,
+                offline_per_s=final.finalists[0].throughput.per_s,
+                timeout_s=plan.timeout_s,
+                seed=plan.seed,
+            )
+
+        return self._with_winner(final, ask)
 
     def _record(self, outcome: Outcome) -> None:
         self._journal.append(outcome)

@@ -8,6 +8,7 @@ print goes to standard error.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import stat
@@ -26,7 +27,7 @@ from alula.core import Settings, Signature
 from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
-from alula.measure import Concurrency
+from alula.measure import Concurrency, serve, single_stream
 from alula.quantization import Material, quantizer_for
 from alula.sources import LoadedModel, Source, load_model
 from alula.tuning.messages import (
@@ -45,6 +46,10 @@ from alula.tuning.messages import (
     Problem,
     Reply,
     Request,
+    Served,
+    ServeRequest,
+    Streamed,
+    StreamRequest,
 )
 
 __all__ = ["Worker", "main"]
@@ -104,6 +109,10 @@ class Worker:
                 reply = self._predict(request)
             case MeasureRequest():
                 reply = self._measure(request)
+            case StreamRequest():
+                reply = self._stream(request)
+            case ServeRequest():
+                reply = self._serve(request)
         return reply
 
     def _describe(self, request: DescribeRequest) -> Described:
@@ -181,9 +190,7 @@ class Worker:
             session.run(batch)
             return int(batch[0].shape[0])
 
-        if not self._warm:
-            concurrency.warm_up(run, max_s=max(2.0, 2 * request.seconds))
-            self._warm = True
+        self._warm_up(run, max_s=max(2.0, 2 * request.seconds))
         cpu = time.process_time()
         measured = concurrency.round(run, seconds=request.seconds)
         return Measured(
@@ -191,6 +198,52 @@ class Worker:
             wall_s=measured.wall_s,
             calls_s=measured.calls,
             cpu_s=time.process_time() - cpu,
+        )
+
+    def _warm_up(self, run: Callable[[int], int], *, max_s: float) -> None:
+        _, concurrency = self._loaded()
+        if not self._warm:
+            concurrency.warm_up(run, max_s=max_s)
+            self._warm = True
+
+    def _stream(self, request: StreamRequest) -> Streamed:
+        session, _ = self._loaded()
+        samples = itertools.cycle(_first(batch, 1) for batch in self._timing_batches(request.inputs))
+
+        def run() -> None:
+            session.run(next(samples))
+
+        def warm(_instance: int) -> int:
+            run()
+            return 1
+
+        self._warm_up(warm, max_s=2.0)
+        return Streamed(latency=single_stream(run, seconds=request.seconds, max_s=request.max_s))
+
+    def _serve(self, request: ServeRequest) -> Served:
+        session, concurrency = self._loaded()
+        batches = self._timing_batches(request.inputs)
+        # Every instance has a batch of its own; queries that wait together are one call.
+        mine = [batches[instance % len(batches)] for instance in range(self._settings.instances)]
+
+        def run(instance: int, samples: int) -> None:
+            session.run(_first(mine[instance], samples))
+
+        def warm(instance: int) -> int:
+            run(instance, self._settings.batch_size)
+            return self._settings.batch_size
+
+        self._warm_up(warm, max_s=2.0)
+        return Served(
+            found=serve(
+                run,
+                threads=concurrency,
+                rate_per_s=request.rate_per_s,
+                seconds=request.seconds,
+                batch_size=self._settings.batch_size,
+                limit_s=request.limit_s,
+                seed=request.seed,
+            )
         )
 
     def _timing_batches(self, inputs: tuple[str, ...]) -> list[Arrays]:
@@ -238,6 +291,10 @@ def _mapped(paths: Sequence[str]) -> list[NDArray[Any]]:
         return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
     except (OSError, ValueError) as error:
         raise DataError(paths[0], f"The prepared samples cannot be read: {error}") from error
+
+
+def _first(batch: Arrays, samples: int) -> Arrays:
+    return tuple(array[:samples] for array in batch)
 
 
 def _heads(paths: Sequence[str]) -> list[NDArray[Any]]:

@@ -1,9 +1,11 @@
-"""Where the concerns meet: optimize, load and predict, bench, doctor."""
+"""Where the concerns meet: optimize, load and predict, bench, report, doctor."""
 
 from alula.workflows.benching import BenchReport, BenchRow, bench
 from alula.workflows.diagnosis import Diagnosis, diagnose
-from alula.workflows.optimization import optimize, parse_duration_s
+from alula.workflows.durations import parse_duration_s
+from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
+from alula.workflows.reporting import write_report
 from alula.workflows.running import Bundle, Prediction, load
 
 __all__ = [
@@ -20,4 +22,5 @@ __all__ = [
     "parse_duration_s",
     "predict",
     "run_over_files",
+    "write_report",
 ]

@@ -1,72 +1,117 @@
-"""Measures bundles again, here and now, interleaved."""
+"""Measures bundles and models here and now, interleaved."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from alula.bundle import GOLDEN_NAME, Deployed
-from alula.core import Ratio, Recipe, Settings, Throughput
-from alula.errors import MeasurementError, UsageError
+from alula.bundle import GOLDEN_NAME, is_bundle, read_manifest, verify
+from alula.core import Ratio, Recipe, Scenario, Settings, Throughput
+from alula.errors import MeasurementError, ModelError, UsageError
 from alula.hardware import read_memory, thread_budget
-from alula.measure import ratio, stability_warnings, throughput
-from alula.tuning import LoadRequest, compare_speeds
-from alula.workflows.running import Bundle, load
+from alula.measure import Latency, ServerRate, ratio, stability_warnings, throughput
+from alula.sources import parse_source
+from alula.tuning import (
+    Child,
+    ChildError,
+    Described,
+    DescribeRequest,
+    Loaded,
+    LoadModelRequest,
+    LoadRequest,
+    compare_speeds,
+    measure_latency,
+    measure_server,
+)
+from alula.workflows.durations import parse_duration_s
+from alula.workflows.running import load
 
 __all__ = ["BenchReport", "BenchRow", "bench"]
 
 TIMEOUT_S = 600.0
 MEMORY_SHARE = 0.8
+NOISE_SAMPLES = 32
+EAGER_BATCH = 8  # of a model in eager PyTorch, whose own best size a search finds
 
 
 class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One bundle's speed here.
+    """One contender's speed here.
 
     Attributes:
-        bundle: its path.
+        name: path of the bundle, or the model as it was given.
         recipe: what ran.
         settings: with which settings.
         throughput: samples per second of the model alone, raw rounds kept.
-        tuned_per_s: what the search measured, wherever that was.
-        change: this measurement over that one, minus 1.
-        ratio: over the first bundle, from neighbouring rounds; None for the first.
+        tuned_per_s: what the search measured, wherever that was; None for a model.
+        change: this measurement over that one, minus 1; None for a model and for another scenario.
+        ratio: over the first contender, from neighbouring rounds; None for the first.
+        latency: in the single-stream scenario.
+        server: in the server scenario.
     """
 
-    bundle: str
+    name: str
     recipe: str
     settings: Settings
     throughput: Throughput
-    tuned_per_s: float
-    change: float
+    tuned_per_s: float | None
+    change: float | None
     ratio: Ratio | None
+    latency: Latency | None = None
+    server: ServerRate | None = None
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a bench found, with what disturbed it."""
 
+    scenario: Scenario
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Contender:
+    request: LoadRequest | LoadModelRequest
+    recipe: str
+    tuned_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    latency: Latency | None = None
+    server: ServerRate | None = None
+
+
 def bench(
-    paths: Sequence[str | Path],
+    contenders: Sequence[str | Path],
     *,
+    scenario: Scenario = "offline",
+    latency_limit: str | float | None = None,
+    shape: Sequence[int] | None = None,
+    weights: str | Path | None = None,
     trust_code: bool = False,
     threads: int | None = None,
     rounds: int = 9,
     round_s: float = 1.0,
     report: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
-    """Return the throughput of bundles on this machine, measured in turn, each in its own process.
+    """Return the speed of bundles and models on this machine, measured in turn, each in its own process.
 
-    The model runs on the bundle's golden inputs, as many batches at once as its settings say.
+    A bundle runs as its settings say, a model in eager PyTorch with all threads. Inputs are the golden
+    inputs of the first bundle, or noise of the given shape.
 
     Args:
-        paths: bundle folders; ratios are over the first.
+        contenders: bundle folders, or models as `optimize` takes them by name; ratios are over the first.
+        scenario: `offline`; or `single-stream`: one sample at a time, with percentiles of latency; or
+            `server`: the highest rate of random arrivals with p99 under `latency_limit`, which takes
+            some minutes for each contender.
+        latency_limit: such as `50ms`, or seconds as a number; for the server scenario.
+        shape: of one sample, without batch axis; needed where there is no bundle.
+        weights: state dict for the models.
         trust_code: see `alula.load`.
         threads: thread budget of each; None takes min(affinity, CPU quota).
         rounds: how often each is timed; below 6 no interval can be given.
@@ -75,69 +120,172 @@ def bench(
 
     Raises:
         BundleError: a bundle is refused or nothing in it is right here.
-        MeasurementError: a bundle fails while it is measured.
-        UsageError: `rounds` or `round_s` is not positive, or a bundle is given twice.
+        ModelError: a model cannot be loaded.
+        MeasurementError: a contender fails while it is measured, or meets the limit at no rate.
+        UsageError: `rounds` or `round_s` is not positive, a contender is given twice, or there are no inputs.
     """
-    if rounds < 1 or round_s <= 0:
-        raise UsageError(f"Got {rounds} rounds of {round_s} s; expected at least 1, longer than 0 s.")
-    names = [str(path) for path in paths]
-    if len(set(names)) != len(names) or not names:
-        raise UsageError("Expected one or more different bundles to measure.")
+    names = [str(one) for one in contenders]
+    limit_s = _checked(names, rounds=rounds, round_s=round_s, scenario=scenario, latency_limit=latency_limit)
     budget = thread_budget(threads)
-    chosen: dict[str, tuple[Deployed, Settings]] = {}
+    memory_limit_bytes = int(read_memory().available_bytes * MEMORY_SHARE) or 2**62
     with tempfile.TemporaryDirectory(prefix="alula-bench-") as scratch:
-        contenders: dict[str, LoadRequest] = {}
-        inputs: tuple[str, ...] = ()
+        folder = Path(scratch)
+        inputs = _inputs(names, shape, folder)
+
+        def new_child(what: str) -> Child:
+            return Child(folder / "logs", what, threads=budget, memory_limit_bytes=memory_limit_bytes)
+
+        entered: dict[str, _Contender] = {}
         for name in names:
             report(f"loading {name}")
-            with load(name, trust_code=trust_code, threads=budget) as bundle:
-                deployed = bundle.deployed
-                chosen[name] = deployed, bundle.settings
-                contenders[name] = LoadRequest(
-                    recipe=Recipe.parse(deployed.recipe),
-                    artifact=str((bundle.path / deployed.artifact).absolute()),
-                    signature=bundle.manifest.signature,
-                    settings=bundle.settings,
-                )
-                inputs = inputs or _write_inputs(bundle, Path(scratch))
+            if is_bundle(Path(name)):
+                entered[name] = _bundle(name, trust_code=trust_code, threads=budget)
+            else:
+                with new_child("describe") as child:
+                    entered[name] = _model(name, weights, inputs, child, threads=budget, workdir=folder)
+        if scenario == "single-stream":
+            entered = {name: _one_at_a_time(one, budget) for name, one in entered.items()}
         report(f"measuring {rounds} rounds of {round_s:g} s each")
         comparison = compare_speeds(
-            contenders,
+            {name: one.request for name, one in entered.items()},
             inputs=inputs,
-            folder=Path(scratch) / "logs",
+            folder=folder / "logs",
             threads=budget,
-            memory_limit_bytes=int(read_memory().available_bytes * MEMORY_SHARE) or 2**62,
+            memory_limit_bytes=memory_limit_bytes,
             rounds=rounds,
             round_s=round_s,
             timeout_s=TIMEOUT_S,
         )
-    for name, loss in comparison.losses.items():
-        raise MeasurementError(f"{name} failed while it was measured: {loss.error}")
+        for name, loss in comparison.losses.items():
+            raise MeasurementError(f"{name} failed while it was measured: {loss.error}")
+        figures = {name: _Figures() for name in names}
+        if scenario != "offline":
+            for name, one in entered.items():
+                report(f"{scenario}: {name}")
+                offline_per_s = throughput(comparison.rounds[name]).per_s
+                with new_child("scenario") as child:
+                    try:
+                        figures[name] = _measured(
+                            child, one.request, inputs, limit_s=limit_s, offline_per_s=offline_per_s
+                        )
+                    except ChildError as error:
+                        raise MeasurementError(f"{name} failed while it was measured: {error}") from error
     first = [item.per_s for item in comparison.rounds[names[0]]]
     rows = []
     for name in names:
-        done = comparison.rounds[name]
-        deployed, settings = chosen[name]
+        done, one = comparison.rounds[name], entered[name]
         measured = throughput(done, warnings=stability_warnings(done, asked=rounds))
+        comparable = one.tuned_per_s is not None and scenario != "single-stream"
         rows.append(
             BenchRow(
-                bundle=name,
-                recipe=deployed.recipe,
-                settings=settings,
+                name=name,
+                recipe=one.recipe,
+                settings=one.request.settings,
                 throughput=measured,
-                tuned_per_s=deployed.throughput_per_s,
-                change=measured.per_s / deployed.throughput_per_s - 1,
+                tuned_per_s=one.tuned_per_s,
+                change=measured.per_s / one.tuned_per_s - 1 if comparable and one.tuned_per_s else None,
                 ratio=None if name == names[0] else ratio([item.per_s for item in done], first),
+                latency=figures[name].latency,
+                server=figures[name].server,
             )
         )
-    return BenchReport(rows=tuple(rows), warnings=comparison.warnings)
+    return BenchReport(scenario=scenario, rows=tuple(rows), warnings=comparison.warnings)
 
 
-def _write_inputs(bundle: Bundle, folder: Path) -> tuple[str, ...]:
+def _checked(
+    names: Sequence[str],
+    *,
+    rounds: int,
+    round_s: float,
+    scenario: Scenario,
+    latency_limit: str | float | None,
+) -> float | None:
+    """Return the latency limit in seconds, if all options make sense together."""
+    if rounds < 1 or round_s <= 0:
+        raise UsageError(f"Got {rounds} rounds of {round_s} s; expected at least 1, longer than 0 s.")
+    if len(set(names)) != len(names) or not names:
+        raise UsageError("Expected one or more different bundles or models to measure.")
+    if (scenario == "server") != (latency_limit is not None):
+        raise UsageError("A latency limit belongs to the scenario `server`, and to no other.")
+    return None if latency_limit is None else parse_duration_s(latency_limit)
+
+
+def _measured(
+    child: Child,
+    request: LoadRequest | LoadModelRequest,
+    inputs: tuple[str, ...],
+    *,
+    limit_s: float | None,
+    offline_per_s: float,
+) -> _Figures:
+    child.ask(request, Loaded, timeout_s=TIMEOUT_S)
+    if limit_s is None:
+        return _Figures(latency=measure_latency(child, inputs, timeout_s=TIMEOUT_S))
+    return _Figures(
+        server=measure_server(
+            child, inputs, limit_s=limit_s, offline_per_s=offline_per_s, timeout_s=TIMEOUT_S
+        )
+    )
+
+
+def _inputs(names: Sequence[str], shape: Sequence[int] | None, folder: Path) -> tuple[str, ...]:
+    """Write what all contenders run on, one `.npy` (n, ...) per model input, and return the paths."""
+    if shape is not None:
+        noise = np.random.default_rng(0).standard_normal((NOISE_SAMPLES, *shape), dtype=np.float32)
+        np.save(folder / "noise.npy", noise)
+        return (str(folder / "noise.npy"),)
+    bundle = next((Path(name) for name in names if is_bundle(Path(name))), None)
+    if bundle is None:
+        raise UsageError(
+            "There is no bundle to take inputs from; give the shape of one sample, 3x224x224 say."
+        )
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
     paths = []
-    with np.load(bundle.path / GOLDEN_NAME, allow_pickle=False) as golden:
-        for name in bundle.manifest.golden_inputs:
+    with np.load(bundle / GOLDEN_NAME, allow_pickle=False) as golden:
+        for name in manifest.golden_inputs:
             path = folder / f"{name}.npy"
             np.save(path, golden[name])
             paths.append(str(path))
     return tuple(paths)
+
+
+def _bundle(name: str, *, trust_code: bool, threads: int) -> _Contender:
+    with load(name, trust_code=trust_code, threads=threads) as bundle:
+        deployed = bundle.deployed
+        request = LoadRequest(
+            recipe=Recipe.parse(deployed.recipe),
+            artifact=str((bundle.path / deployed.artifact).absolute()),
+            signature=bundle.manifest.signature,
+            settings=bundle.settings,
+        )
+    return _Contender(request=request, recipe=deployed.recipe, tuned_per_s=deployed.throughput_per_s)
+
+
+def _model(
+    name: str,
+    weights: str | Path | None,
+    inputs: tuple[str, ...],
+    child: Child,
+    *,
+    threads: int,
+    workdir: Path,
+) -> _Contender:
+    source = parse_source(name, weights=weights, workdir=workdir)
+    if source.kind == "onnx":
+        raise UsageError(f"{name} is an ONNX file; expected a bundle or a PyTorch model.")
+    try:
+        described = child.ask(DescribeRequest(source=source, samples=inputs), Described, timeout_s=TIMEOUT_S)
+    except ChildError as error:
+        raise ModelError(str(error)) from error
+    settings = Settings(threads=threads, batch_size=EAGER_BATCH)
+    request = LoadModelRequest(source=source, signature=described.signature, settings=settings)
+    return _Contender(request=request, recipe="torch/fp32", tuned_per_s=None)
+
+
+def _one_at_a_time(one: _Contender, threads: int) -> _Contender:
+    """Return the contender with a single instance and a single sample; its threads stay, if it has more."""
+    settings = one.request.settings
+    wide = settings.threads if settings.instances == 1 else threads
+    single = Settings(threads=wide, batch_size=1, knobs=settings.knobs)
+    return replace(one, request=msgspec.structs.replace(one.request, settings=single))

@@ -1,6 +1,8 @@
-"""What this machine can do: CPU, budget, engines."""
+"""What this machine can do: CPU, budget, engines, and if asked its measured peaks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -9,6 +11,7 @@ from alula.engines import Engine, engine_named, engine_names
 from alula.errors import EngineUnavailableError
 from alula.hardware import Cpu, CpuLimits, Memory, doctor_findings, read_cpu, read_limits, read_memory
 from alula.quantization import Quantizer, quantizer_named, quantizer_names
+from alula.workflows.roofline import Roofline, measure_roofline
 
 __all__ = ["Diagnosis", "Part", "TorchBuild", "diagnose"]
 
@@ -43,10 +46,19 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     quantizers: tuple[Part, ...]
     torch: TorchBuild | None
     findings: tuple[str, ...]
+    roofline: Roofline | None = None
 
 
-def diagnose() -> Diagnosis:
-    """Return what this machine can do; imports every installed engine."""
+def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda text: None) -> Diagnosis:
+    """Return what this machine can do; imports every installed engine.
+
+    Args:
+        roofline: whether to measure the machine's peaks too, which takes about half a minute.
+        report: gets lines of text about what is being measured.
+
+    Raises:
+        EngineUnavailableError: the roofline is asked for, and nothing that measures it is installed.
+    """
     # Before any engine: OpenMP may pin threads on import, and the affinity would read smaller.
     cpu, limits = read_cpu(), read_limits()
     engines = tuple(_part(engine_named(name), name) for name in engine_names() if engine_named(name).offered)
@@ -62,6 +74,7 @@ def diagnose() -> Diagnosis:
         quantizers=quantizers,
         torch=torch_build,
         findings=(*doctor_findings(cpu, limits), *_missing(engines)),
+        roofline=measure_roofline(threads=limits.budget, report=report) if roofline else None,
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -21,14 +20,16 @@ from alula.bundle import (
     Activation,
     Baseline,
     Deployed,
+    FinalRounds,
     FolderRun,
     Manifest,
+    Measurements,
     read_manifest,
     rewrite_manifest,
     start,
     write_bundle,
 )
-from alula.core import Accepted, Failed, InputDescription, Outcome, Precision
+from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Scenario
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
 from alula.errors import AccuracyError, BundleError, DataError, UsageError
@@ -36,12 +37,13 @@ from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
 from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, read_journal, search
+from alula.workflows.durations import parse_duration_s
 from alula.workflows.prediction import run_over_files
 from alula.workflows.running import Bundle
 from alula.workflows.samples import Materialized, default_description, materialize
 from alula.workflows.search_folder import claimed, search_folder, search_key
 
-__all__ = ["optimize", "parse_duration_s"]
+__all__ = ["optimize"]
 
 MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
 SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
@@ -61,7 +63,8 @@ def optimize(
     labels: Sequence[str] | None = None,
     metric: str | None = None,
     max_drop: float = 0.005,
-    scenario: str = "offline",
+    scenario: Scenario = "offline",
+    latency_limit: str | float | None = None,
     budget: str | float = "10m",
     engines: Sequence[str] | None = None,
     precisions: Sequence[Precision] | None = None,
@@ -95,7 +98,9 @@ def optimize(
             `file.py:function` called with (y_true, y_pred); None chooses by the targets.
         max_drop: the largest drop of the metric allowed, on its own scale (0.005 of `top1` is half a
             percentage point).
-        scenario: `offline`: samples per second.
+        scenario: `offline` (samples per second), `single-stream` (latency of one sample after the other) or
+            `server` (the rate of random arrivals whose p99 latency stays under `latency_limit`).
+        latency_limit: such as `50ms`, or seconds as a number; for the server scenario.
         budget: time for everything, from reading the data to the written bundle, such as `10m`, `90s`, or
             seconds as a number; kept once a first recipe is accepted.
         engines: only these.
@@ -123,8 +128,11 @@ def optimize(
         AccuracyError: no recipe could be exported and accepted.
         BundleError: the bundle cannot be written.
     """
-    if scenario != "offline":
-        raise UsageError(f"The scenario is `{scenario}`; this release knows `offline`.")
+    if scenario not in get_args(Scenario):
+        raise UsageError(f"The scenario is `{scenario}`; expected {', '.join(get_args(Scenario))}.")
+    if (scenario == "server") != (latency_limit is not None):
+        raise UsageError("A latency limit belongs to the scenario `server`, and to no other.")
+    latency_limit_s = None if latency_limit is None else parse_duration_s(latency_limit)
     if not max_drop >= 0:
         raise UsageError(f"The largest drop allowed is {max_drop}; expected 0 or more.")
     target = Path(output)
@@ -154,6 +162,8 @@ def optimize(
             max_drop=max_drop,
             recipes=tuple(recipe.name for recipe in recipes),
             threads=budget_threads,
+            scenario=scenario,
+            latency_limit_s=latency_limit_s,
             split=(parts.calibration, parts.validation),
             seed=seed,
             isa=machine.isa,
@@ -176,10 +186,13 @@ def optimize(
             threads=budget_threads,
             saturating=int8_class(machine.isa) == "saturating",
             budget_s=budget_s - (time.monotonic() - started_s),
+            scenario=scenario,
+            latency_limit_s=latency_limit_s,
             closing_s=0.0 if samples.kind == "array" else 1.5 * FOLDER_SECONDS,
             memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
             seed=seed,
         )
+        prepared_s = time.monotonic() - started_s
         journal = Journal(workdir / "search.jsonl")
         result = search(plan, journal=journal, report=report, on_outcome=on_outcome)
         if not result.finalists:
@@ -227,29 +240,11 @@ def optimize(
             artifacts=artifacts,
             golden=_golden(result, manifest),
             journal=journal.path,
+            measurements=_measurements(result, scenario, prepared_s),
             replace=replace,
         )
     bundle = _reopen(target, budget_threads)
     return _with_folder_run(bundle, samples, parts, report)
-
-
-def parse_duration_s(text: str | float) -> float:
-    """Return seconds of a duration such as `90s`, `10m`, `1.5h` or `1h30m`; plain numbers are seconds.
-
-    Raises:
-        UsageError: it is no duration, or not positive.
-
-    >>> parse_duration_s("1h30m")
-    5400.0
-    """
-    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([hms]?)", str(text))
-    if not re.fullmatch(r"\s*(\d+(?:\.\d+)?\s*[hms]\s*)+|\s*\d+(?:\.\d+)?\s*", str(text)) or not parts:
-        raise UsageError(f"`{text}` is no duration; expected for example `90s`, `10m` or `1h30m`.")
-    seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"`{text}` is no positive duration; expected for example `10m`.")
-    return seconds
 
 
 def _description(given: str | Path | InputDescription | None, samples: Samples) -> InputDescription:
@@ -348,6 +343,19 @@ def _golden(result: SearchResult, manifest: Manifest) -> dict[str, NDArray[Any]]
         paths = result.golden_outputs[deployed.recipe]
         arrays |= {name: np.load(path) for name, path in zip(deployed.golden, paths, strict=True)}
     return arrays
+
+
+def _measurements(result: SearchResult, scenario: Scenario, prepared_s: float) -> Measurements:
+    return Measurements(
+        scenario=scenario,
+        finalists=tuple(
+            FinalRounds(candidate=one.accepted.candidate, throughput=one.throughput, speedup=one.speedup)
+            for one in result.finalists
+        ),
+        latency=result.latency,
+        server=result.server,
+        stages_s={"data": prepared_s, **result.stages_s},
+    )
 
 
 def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> tuple[str, ...]:

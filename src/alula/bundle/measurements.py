@@ -1,0 +1,56 @@
+"""`measurements.json`: what was measured beyond what a bundle needs to run, for reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from alula.core import Candidate, Ratio, Scenario, Throughput
+from alula.errors import BundleError
+from alula.measure import Latency, ServerRate
+
+__all__ = ["MEASUREMENTS_NAME", "FinalRounds", "Measurements", "read_measurements"]
+
+MEASUREMENTS_NAME = "measurements.json"
+
+
+class FinalRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A candidate of the last comparison: its raw rounds, and its speed over the baseline's."""
+
+    candidate: Candidate
+    throughput: Throughput
+    speedup: Ratio
+
+
+class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of `measurements.json`.
+
+    Attributes:
+        scenario: what was to be fast.
+        finalists: of the last comparison, the fastest first.
+        latency: of the chosen candidate, in the single-stream scenario.
+        server: of the chosen candidate, in the server scenario.
+        stages_s: wall seconds of the parts of the search, by their names, in order.
+    """
+
+    scenario: Scenario = "offline"
+    finalists: tuple[FinalRounds, ...] = ()
+    latency: Latency | None = None
+    server: ServerRate | None = None
+    stages_s: dict[str, float] = {}
+
+
+def read_measurements(bundle: Path) -> Measurements:
+    """Return what a bundle has of this; nothing but defaults for a bundle without.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    path = bundle / MEASUREMENTS_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Measurements)
+    except FileNotFoundError:
+        return Measurements()
+    except msgspec.MsgspecError as error:
+        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
