@@ -50,6 +50,7 @@ from alula.tuning.messages import (
     LoadModelRequest,
 )
 
+MODELS = ("resnet50", "tf_efficientnet_b0_ns", "eca_nfnet_l0")
 EAGER = "eager PyTorch"
 CALIBRATION_SAMPLES = 64
 TIMED_SAMPLES = 128
@@ -327,7 +328,7 @@ def chosen_recipes(wanted: tuple[str, ...] | None) -> tuple[Recipe, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", type=output.names, default=tuple(zoo.INPUT_SHAPES), help="of zoo.py")
+    parser.add_argument("--models", type=output.names, default=MODELS, help="of zoo.py")
     parser.add_argument("--recipes", type=output.names, help="only these (default: all offered)")
     parser.add_argument("--batches", type=output.sizes, default=BATCH_SIZES, help="default 1,8,32")
     parser.add_argument("--threads", type=int, help="thread budget (default: this machine's)")

@@ -29,6 +29,11 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     "resnet50": (3, 224, 224),
     "tf_efficientnet_b0_ns": (1, 128, 313),
     "eca_nfnet_l0": (1, 128, 313),
+    "resnet18": (3, 224, 224),
+    "mobilenetv3_large_100": (3, 224, 224),
+    "tf_efficientnetv2_s_in21k": (1, 128, 313),
+    "convnext_tiny": (3, 224, 224),
+    "vit_small_patch16_224": (3, 224, 224),
 }
 """Models by name with the shape (c, h, w) of one sample: an image, or a log-mel spectrogram."""
 
@@ -54,10 +59,42 @@ def eca_nfnet_l0() -> nn.Module:
     return _build("eca_nfnet_l0", num_classes=264, in_chans=1).eval()
 
 
+def resnet18() -> nn.Module:
+    """ResNet-18 for 1,000 classes, input (b, 3, 224, 224)."""
+    return _calibrated_on_noise("resnet18", _build("resnet18", num_classes=1000, zero_init_last=False))
+
+
+def mobilenetv3_large_100() -> nn.Module:
+    """MobileNetV3-Large for 1,000 classes, input (b, 3, 224, 224)."""
+    return _calibrated_on_noise("mobilenetv3_large_100", _build("mobilenetv3_large_100"))
+
+
+def tf_efficientnetv2_s_in21k() -> nn.Module:
+    """EfficientNetV2-S with TensorFlow's padding for 264 classes, input (b, 1, 128, 313)."""
+    # `_in21k` is a set of weights; the network of that name is this one.
+    network = _build("tf_efficientnetv2_s", num_classes=264, in_chans=1)
+    return _calibrated_on_noise("tf_efficientnetv2_s_in21k", network)
+
+
+def convnext_tiny() -> nn.Module:
+    """ConvNeXt-T for 1,000 classes, input (b, 3, 224, 224)."""
+    return _build("convnext_tiny").eval()
+
+
+def vit_small_patch16_224() -> nn.Module:
+    """ViT-S/16 for 1,000 classes, input (b, 3, 224, 224)."""
+    return _build("vit_small_patch16_224").eval()
+
+
+FACTORIES = (
+    *(resnet50, tf_efficientnet_b0_ns, eca_nfnet_l0, resnet18, mobilenetv3_large_100),
+    *(tf_efficientnetv2_s_in21k, convnext_tiny, vit_small_patch16_224),
+)
+
+
 def network(name: str) -> nn.Module:
     """Return a model of `INPUT_SHAPES` by name."""
-    factories = {f.__name__: f for f in (resnet50, tf_efficientnet_b0_ns, eca_nfnet_l0)}
-    return factories[name]()
+    return {factory.__name__: factory for factory in FACTORIES}[name]()
 
 
 def noise(name: str, n: int, *, seed: int = 0) -> np.ndarray:

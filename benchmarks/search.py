@@ -1,0 +1,275 @@
+"""The search against trying everything: how close does it come, at what part of the cost?
+
+For each network the whole grid is measured: every recipe that can be made here, at every thread layout,
+every batch size and every knob that its engine declares. This takes hours; each figure is appended to a
+file as it is known, and the same command goes on where it stopped. Then the search runs with its default
+budget, and its winner meets the best of the grid in interleaved rounds.
+
+    python benchmarks/search.py [--models resnet18,...] [--budget 10m] [--grid grid.jsonl] [--markdown FILE]
+
+The weights are random and only speed counts, so every recipe that runs is accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import output
+import zoo
+from alula.accuracy import metric_named
+from alula.core import Candidate, Recipe, Settings
+from alula.engines import engine_named
+from alula.errors import EngineError
+from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
+from alula.measure import ratio, throughput
+from alula.sources import Source, parse_source
+from alula.tuning import (
+    ChildError,
+    Journal,
+    Loaded,
+    LoadRequest,
+    SearchPlan,
+    SearchResult,
+    Workshop,
+    compare_speeds,
+    measure_round,
+    offered_recipes,
+    search,
+    settings_grid,
+)
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+LOOKS = 3
+LOOK_S = 0.6
+TIMEOUT_S = 900.0
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the grid's file.
+
+    Attributes:
+        model: of the zoo.
+        candidate: what was measured; None for a recipe that could not be made.
+        recipe: its name.
+        per_s: the best of a few looks; None for a failure.
+        error: why there is none.
+        seconds: that it took, building included in a recipe's first.
+    """
+
+    model: str
+    recipe: str
+    candidate: Candidate | None
+    per_s: float | None
+    error: str | None
+    seconds: float
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Return the whole lines of the grid's file."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+    return [msgspec.json.decode(line, type=Entry) for line in lines]
+
+
+class Grid:
+    """Measures what is missing of one model's grid. Use it once."""
+
+    def __init__(
+        self, model: str, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int
+    ) -> None:
+        self._model, self._path, self._workshop = model, path, workshop
+        self._timed, self._threads = timed, threads
+        entries = [entry for entry in read_entries(path) if entry.model == model]
+        self._done = {entry.candidate for entry in entries if entry.candidate is not None}
+        self._gone = {entry.recipe for entry in entries if entry.candidate is None}
+
+    def settings(self, recipe: Recipe) -> Iterator[Settings]:
+        """Yield every layout, batch size and knob, the defaults first."""
+        engine = engine_named(recipe.engine)
+        layouts = {
+            (one.threads, one.instances) for one in settings_grid(self._threads, self._workshop.signature)
+        }
+        for batch, (threads, instances) in itertools.product(BATCH_SIZES, sorted(layouts)):
+            plain = Settings(threads=threads, instances=instances, batch_size=batch)
+            for knobs in ({}, *engine.knobs(recipe, plain)):
+                yield msgspec.structs.replace(plain, knobs=knobs)
+
+    def measure(self, recipe: Recipe) -> None:
+        """Append every missing figure of a recipe."""
+        missing = [one for one in self.settings(recipe) if Candidate(recipe, one) not in self._done]
+        if recipe.name in self._gone or not missing:
+            return
+        started_s = time.monotonic()
+        try:
+            artifact = str(self._workshop.artifact(recipe))
+        except EngineError as error:
+            self._append(recipe, None, None, str(error), started_s)
+            return
+        for settings in missing:
+            with self._workshop.child("grid") as child:
+                request = LoadRequest(
+                    recipe=recipe, artifact=artifact, signature=self._workshop.signature, settings=settings
+                )
+                try:
+                    child.ask(request, Loaded, timeout_s=TIMEOUT_S)
+                    looks = [
+                        measure_round(child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)[0]
+                        for _ in range(LOOKS)
+                    ]
+                    best, error_text = max(look.per_s for look in looks), None
+                except ChildError as error:
+                    best, error_text = None, str(error)
+            self._append(recipe, settings, best, error_text, started_s)
+            started_s = time.monotonic()
+
+    def _append(
+        self,
+        recipe: Recipe,
+        settings: Settings | None,
+        per_s: float | None,
+        error: str | None,
+        started_s: float,
+    ) -> None:
+        entry = Entry(
+            model=self._model,
+            recipe=recipe.name,
+            candidate=None if settings is None else Candidate(recipe, settings),
+            per_s=per_s,
+            error=error,
+            seconds=time.monotonic() - started_s,
+        )
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
+        output.say(f"  {entry.candidate or entry.recipe}: {per_s or error}")
+
+
+def searched(
+    source: Source, workdir: Path, timed: tuple[str, ...], calibration: tuple[str, ...], budget_s: float
+) -> tuple[SearchResult, float]:
+    """Return what the search finds, and the seconds that it takes."""
+    machine = fingerprint()
+    workdir.mkdir()
+    plan = SearchPlan(
+        source=source,
+        workdir=workdir,
+        calibration=calibration,
+        validation=timed,
+        targets=None,
+        metric=metric_named("agreement"),
+        max_drop=1.0,
+        recipes=offered_recipes(machine.isa),
+        threads=thread_budget(),
+        saturating=int8_class(machine.isa) == "saturating",
+        budget_s=budget_s,
+        closing_s=0.0,
+        memory_limit_bytes=int(0.8 * read_memory().available_bytes),
+    )
+    started_s = time.monotonic()
+    result = search(plan, journal=Journal(workdir / "search.jsonl"), report=output.say)
+    return result, time.monotonic() - started_s
+
+
+def measured(model: str, options: argparse.Namespace, folder: Path) -> tuple[str, ...]:
+    """Return one row of the table."""
+    paths = {}
+    for name, n, seed in (("calibration", 64, 100), ("timed", 64, 101)):
+        paths[name] = (str(folder / f"{name}.npy"),)
+        np.save(paths[name][0], zoo.noise(model, n, seed=seed))
+    source, machine, threads = (
+        parse_source(zoo.network(model), workdir=folder),
+        fingerprint(),
+        thread_budget(),
+    )
+    workshop = Workshop(
+        source,
+        folder / "grid",
+        calibration=paths["calibration"],
+        validation=paths["timed"],
+        threads=threads,
+        saturating=int8_class(machine.isa) == "saturating",
+        memory_limit_bytes=int(0.8 * read_memory().available_bytes),
+        timeout_s=lambda: TIMEOUT_S,
+        report=output.say,
+    )
+    grid = Grid(model, options.grid, workshop, paths["timed"], threads)
+    for recipe in offered_recipes(machine.isa):
+        output.say(f"{model}: {recipe}")
+        grid.measure(recipe)
+    entries = [entry for entry in read_entries(options.grid) if entry.model == model]
+    ranked = sorted(
+        (one for one in entries if one.per_s and one.candidate), key=lambda one: -(one.per_s or 0)
+    )
+    result, search_s = searched(
+        source, folder / "search", paths["timed"], paths["calibration"], options.budget
+    )
+    winner = result.finalists[0].accepted.candidate
+    assert ranked[0].candidate is not None
+    best = ranked[0].candidate
+    if winner == best:
+        share = "1, the same"
+    else:
+        requests = {
+            name: LoadRequest(
+                recipe=one.recipe,
+                artifact=str(workshop.artifact(one.recipe)),
+                signature=workshop.signature,
+                settings=one.settings,
+            )
+            for name, one in (("winner", winner), ("best", best))
+        }
+        rounds = compare_speeds(
+            requests,
+            inputs=paths["timed"],
+            folder=folder / "logs",
+            threads=threads,
+            memory_limit_bytes=int(0.8 * read_memory().available_bytes),
+            rounds=15,
+            round_s=1.0,
+            timeout_s=TIMEOUT_S,
+        ).rounds
+        share = str(ratio(*(throughput(rounds[name]).rounds_per_s for name in ("winner", "best"))))
+    grid_s = sum(entry.seconds for entry in entries)
+    failed = sum(entry.candidate is None for entry in entries)
+    return (
+        model,
+        f"{len(ranked)} ({failed} recipes could not be made)",
+        str(best),
+        str(winner),
+        share,
+        f"{grid_s / 60:.0f}",
+        f"{search_s / 60:.1f}",
+        f"{search_s / grid_s:.1%}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    default = "resnet18,mobilenetv3_large_100,tf_efficientnet_b0_ns,eca_nfnet_l0"
+    parser.add_argument("--models", type=output.names, default=output.names(default), help="of zoo.py")
+    parser.add_argument("--budget", type=float, default=600.0, help="of the search, seconds (default 600)")
+    parser.add_argument("--grid", type=Path, default=Path("grid.jsonl"), help="file of the grid's figures")
+    output.add_markdown_option(parser)
+    options = parser.parse_args()
+    zoo.let_children_import_timm()
+    rows = []
+    for model in options.models:
+        with tempfile.TemporaryDirectory(prefix="alula-benchmark-") as folder:
+            rows.append(measured(model, options, Path(folder)))
+    header = (
+        *("model", "candidates", "best of the grid", "the search's winner", "winner / best (95 %)"),
+        *("grid, minutes", "search, minutes", "share of the time"),
+    )
+    output.publish(output.table(header, rows, left=5), markdown=options.markdown)
+
+
+if __name__ == "__main__":
+    main()
