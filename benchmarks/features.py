@@ -5,7 +5,7 @@ one thread. The rounds are interleaved, so a busy machine disturbs all ways alik
 of process CPU time and of wall time, and the CPU time as a multiple of ours. Decoding and resampling of
 the same ten minutes stand beside them for scale.
 
-    python benchmarks/features.py [--rounds 9] [--minutes 10] [--markdown]
+    python benchmarks/features.py [--rounds 9] [--minutes 10] [--markdown FILE]
 """
 
 # ruff: noqa: E402  (NumPy's BLAS reads the number of its threads once, when it is imported)
@@ -32,6 +32,7 @@ import soundfile
 import soxr
 import torch
 
+import output
 from alula.core import AudioInput, LogMel
 from alula.data.audio import open_audio
 from alula.features import AudioFeatures
@@ -142,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default 9)")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes of audio (default 10)")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    output.add_markdown_option(parser)
     options = parser.parse_args()
 
     audio = recording(options.minutes)
@@ -180,24 +181,16 @@ def main() -> None:
         medians = measure(ways, options.rounds)
 
     base_s = medians["log-mel: Alula"][0]
-    print(
-        f"{options.minutes:g} minutes of {RATE_HZ} Hz, {len(waves)} windows, "
-        f"median of {options.rounds} rounds, one thread; "
-        f"{platform.machine()}, NumPy {np.__version__}, torch {torch.__version__}\n"
-    )
-    header = ("step", "CPU s", "wall s", "CPU, Alula's log-mel = 1")
     rows = [
         (name, f"{cpu:.3f}", f"{wall:.3f}", f"{cpu / base_s:.2f}") for name, (cpu, wall) in medians.items()
     ]
-    if options.markdown:
-        print("| " + " | ".join(header) + " |\n|---|---:|---:|---:|")
-        for row in rows:
-            print("| " + " | ".join(row) + " |")
-        return
-    width = max(len(row[0]) for row in rows)
-    print(f"{header[0]:<{width}}  {header[1]:>8}  {header[2]:>8}  {header[3]}")
-    for row in rows:
-        print(f"{row[0]:<{width}}  {row[1]:>8}  {row[2]:>8}  {row[3]:>8}")
+    output.publish(
+        f"{options.minutes:g} minutes of {RATE_HZ} Hz, {len(waves)} windows, "
+        f"median of {options.rounds} rounds, one thread; "
+        f"{platform.machine()}, NumPy {np.__version__}, torch {torch.__version__}.\n\n"
+        + output.table(("step", "CPU s", "wall s", "CPU, Alula's log-mel = 1"), rows),
+        markdown=options.markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ from alula.tuning.messages import (
 
 MODELS = ("resnet50", "tf_efficientnet_b0_ns", "eca_nfnet_l0")
 EAGER = "eager PyTorch"
+USUAL_BATCH = 8
+EAGER_USUAL = f"{EAGER}, batch {USUAL_BATCH}"
 CALIBRATION_SAMPLES = 64
 TIMED_SAMPLES = 128
 TIMEOUT_S = 900.0
@@ -233,6 +235,10 @@ def find_contenders(shop: Workshop) -> dict[str, LoadRequest | LoadModelRequest]
         for settings in shop.plan.eager_settings
     ]
     contenders = {EAGER: shop.screen(EAGER, eager)}
+    # Eager PyTorch loses far more to large batches than other engines; both ways to compare are common.
+    if contenders[EAGER].settings.batch_size != USUAL_BATCH:
+        usual = [request for request in eager if request.settings.batch_size == USUAL_BATCH]
+        contenders |= dict(zip([EAGER_USUAL], usual, strict=False))
     for recipe in shop.plan.recipes:
         try:
             artifact = str(shop.build(recipe, signature))
@@ -263,6 +269,17 @@ def section(
         rows.append((key, str(contenders[key].settings), f"{measured[key].per_s:,.1f}", gain))
     failures = {**losses, **{key: loss.error for key, loss in comparison.losses.items()}}
     rows += [(key, f"failed: {error}", "", "") for key, error in failures.items()]
+    usual = measured.get(EAGER_USUAL)
+    fastest = max(measured, key=lambda key: measured[key].per_s)
+    against_usual = (
+        []
+        if usual is None
+        else [
+            "",
+            f"Against eager PyTorch at batch {USUAL_BATCH}, the fastest gains "
+            f"{ratio(measured[fastest].rounds_per_s, usual.rounds_per_s)}.",
+        ]
+    )
     shape = "x".join(map(str, zoo.INPUT_SHAPES[name]))
     lines = [
         f"### {name}, {shape}",
@@ -271,6 +288,7 @@ def section(
         "",
         f"{plan.rounds} interleaved rounds of {plan.seconds:g} s; batch sizes screened: "
         f"{', '.join(map(str, plan.batches))}; {plan.threads} threads.",
+        *against_usual,
     ]
     warnings = list(comparison.warnings)
     if warnings:
