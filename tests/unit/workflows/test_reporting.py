@@ -1,0 +1,96 @@
+"""From a bundle to its page, and bench in the scenarios that are no throughput."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import FEATURES, write_factory, write_onnx
+
+from alula.bundle import read_measurements
+from alula.errors import BundleError, ModelError, UsageError
+from alula.workflows import bench, optimize, write_report
+
+
+def test_the_page_of_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> None:
+    page = write_report(optimized.bundle.path, tmp_path / "page.html")
+    text = page.read_text(encoding="utf-8")
+    for recipe in {outcome.candidate.recipe.name for outcome in optimized.outcomes}:
+        assert recipe in text
+    assert "last comparison" in text
+    assert page.name == "page.html"
+
+
+def test_the_page_is_named_as_the_bundle(
+    optimized: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = write_report(optimized.bundle.path)
+    assert page == Path(f"{optimized.bundle.path.name.removesuffix('.alula')}.html")
+    assert page.is_file()
+
+
+def test_a_folder_without_a_bundle_has_no_page(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        write_report(tmp_path, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_search_for_latency_measures_single_samples(tmp_path: Path, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(30, FEATURES)).astype(np.float32)
+    bundle = optimize(
+        write_onnx(tmp_path / "model.onnx"),
+        x,
+        output=tmp_path / "a.alula",
+        scenario="single-stream",
+        threads=1,
+        engines=["onnxruntime"],
+        precisions=["fp32"],
+    )
+    bundle.close()
+    found = read_measurements(bundle.path)
+    assert found.scenario == "single-stream"
+    assert found.latency is not None
+    assert found.latency.n >= 368
+    assert found.latency.p50.value_s <= found.latency.p99.value_s
+    assert bundle.manifest.chosen.settings.batch_size == 1
+    page = write_report(bundle.path, tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "latency of one sample" in page.lower()
+    report = bench([bundle.path], scenario="single-stream", threads=1, rounds=1, round_s=0.01)
+    assert report.rows[0].latency is not None
+    assert report.rows[0].change is None
+
+
+def test_a_limit_belongs_to_the_server_scenario(tmp_path: Path) -> None:
+    for scenario, limit in (("server", None), ("offline", "50ms"), ("single-stream", "50ms")):
+        with pytest.raises(UsageError, match="latency limit belongs to the scenario `server`"):
+            bench(["a.alula"], scenario=scenario, latency_limit=limit)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="latency limit belongs to the scenario `server`"):
+            optimize(
+                "m.onnx",
+                tmp_path,
+                output=tmp_path / "b.alula",
+                scenario=scenario,  # type: ignore[arg-type]
+                latency_limit=limit,
+            )
+
+
+def test_a_model_beside_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> None:
+    model = f"{write_factory(tmp_path)}:tiny"
+    report = bench([optimized.bundle.path, model], threads=1, rounds=1, round_s=0.01)
+    first, second = report.rows
+    assert (second.name, second.recipe, second.tuned_per_s) == (model, "torch/fp32", None)
+    assert second.ratio is not None
+    assert first.ratio is None
+
+
+def test_a_model_alone_needs_a_shape(tmp_path: Path) -> None:
+    model = f"{write_factory(tmp_path)}:tiny"
+    with pytest.raises(UsageError, match="give the shape of one sample"):
+        bench([model], threads=1, rounds=1, round_s=0.01)
+    report = bench([model], shape=(3, 16, 16), threads=1, rounds=1, round_s=0.01)
+    assert report.rows[0].throughput.per_s > 0
+    with pytest.raises(ModelError):
+        bench([model], shape=(4, 16, 16), threads=1, rounds=1, round_s=0.01)

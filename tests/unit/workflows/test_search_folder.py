@@ -1,0 +1,136 @@
+"""The folder of a search under way: kept for the same command, emptied for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import FEATURES, write_onnx
+
+from alula.core import Outcome
+from alula.data import open_samples
+from alula.errors import DataError, UsageError
+from alula.sources import parse_source
+from alula.workflows import optimize
+from alula.workflows.search_folder import claimed, search_folder, search_key
+
+
+def key(model: Path, x: Any, **options: Any) -> str:
+    return search_key(parse_source(model), open_samples(x), **options)
+
+
+@pytest.fixture
+def x(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(30, FEATURES)).astype(np.float32)
+
+
+def test_the_key_knows_the_model_the_data_and_the_options(tmp_path: Path, x: np.ndarray) -> None:
+    model = write_onnx(tmp_path / "model.onnx")
+    first = key(model, x, seed=0)
+    assert key(model, x.copy(), seed=0) == first
+    assert key(model, x, seed=1) != first
+    assert key(model, x[:-1], seed=0) != first
+    assert key(model, x + 1, seed=0) != first
+    write_onnx(tmp_path / "model.onnx", batch=8)
+    assert key(model, x, seed=0) != first
+
+
+def test_files_of_data_count_by_their_size_and_time(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "model.onnx")
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "1.wav").write_bytes(b"RIFF")
+    first = key(model, tmp_path / "data")
+    assert key(model, tmp_path / "data") == first
+    (tmp_path / "data" / "b" / "1.wav").write_bytes(b"RIFF longer")
+    assert key(model, tmp_path / "data") != first
+
+
+def test_a_folder_is_claimed_for_one_key(tmp_path: Path) -> None:
+    assert not claimed(tmp_path, "one", fresh=False)
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "search.jsonl").write_text("")
+    assert claimed(tmp_path, "one", fresh=False)
+    assert (tmp_path / "exports").is_dir()
+    assert not claimed(tmp_path, "one", fresh=True)
+    assert not (tmp_path / "exports").exists()
+    assert not claimed(tmp_path, "two", fresh=False)
+
+
+def test_the_folder_goes_with_a_result_or_an_error_and_stays_otherwise(tmp_path: Path) -> None:
+    output = tmp_path / "a.alula"
+    with search_folder(output, None) as folder:
+        assert folder == tmp_path / "a.alula.search"
+    assert not folder.exists()
+    with pytest.raises(DataError), search_folder(output, None):
+        raise DataError("data", "It is wrong.")
+    assert not folder.exists()
+    for stays in (KeyboardInterrupt, OSError):
+        with pytest.raises(stays), search_folder(output, None):
+            raise stays
+        assert folder.is_dir()
+
+
+def test_a_folder_to_keep_is_new_or_an_earlier_search(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    with search_folder(tmp_path / "a.alula", keep) as folder:
+        claimed(folder, "one", fresh=False)
+    assert keep.is_dir()
+    with search_folder(tmp_path / "a.alula", keep):
+        pass
+    (tmp_path / "mine").mkdir()
+    with (
+        pytest.raises(UsageError, match="exists already; give a new one"),
+        search_folder(tmp_path / "a.alula", tmp_path / "mine"),
+    ):
+        pass
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_killed_search_is_continued_by_the_same_command(tmp_path: Path, x: np.ndarray) -> None:
+    model, output = write_onnx(tmp_path / "model.onnx", batch=8), tmp_path / "a.alula"
+    options: dict[str, Any] = {"output": output, "threads": 1, "engines": ["onnxruntime"]}
+
+    def kill(outcome: Outcome) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        optimize(model, x, **options, precisions=["fp32"], on_outcome=kill)
+    assert not output.exists()
+    left = (tmp_path / "a.alula.search" / "search.jsonl").read_bytes()
+    assert left.count(b"\n") == 1
+    reports: list[str] = []
+    optimize(model, x, **options, precisions=["fp32"], report=reports.append).close()
+    assert "continuing the search that was interrupted" in reports
+    assert "measuring the baseline" not in reports
+    assert not (tmp_path / "a.alula.search").exists()
+    assert (output / "search.jsonl").read_bytes().startswith(left)
+
+
+def test_another_command_starts_over(tmp_path: Path, x: np.ndarray) -> None:
+    model, output = write_onnx(tmp_path / "model.onnx", batch=8), tmp_path / "a.alula"
+
+    def kill(outcome: Outcome) -> None:
+        raise Killed
+
+    for seed, fresh in ((0, False), (1, False), (1, True)):
+        reports: list[str] = []
+        with pytest.raises(Killed):
+            optimize(
+                model,
+                x,
+                output=output,
+                threads=1,
+                engines=["onnxruntime"],
+                precisions=["fp32"],
+                seed=seed,
+                fresh=fresh,
+                report=reports.append,
+                on_outcome=kill,
+            )
+        assert "measuring the baseline" in reports
