@@ -2,10 +2,10 @@
 
 python benchmarks/roofline.py [--rounds 7] [--seconds 1] [--markdown FILE]
 
-A chain of wide convolutions without anything else (512 channels on 28x28, batch 8) runs as close to
-the CPU's peak as its best kernels get, in FP32 and in INT8, through OpenVINO with one stream a thread.
-ResNet-50 at 224x224 has 4.09 GMAC (counted here from its layers), so peak / 4.09 bounds its samples/s;
-that bound over eager PyTorch, measured in the same interleaved rounds, bounds its speed-up.
+The peaks are those of `alula doctor --roofline`: chains of wide convolutions and matrix products through the
+installed engines, in FP32 and in INT8, one instance a thread. ResNet-50 at 224x224 has 4.09 GMAC, counted
+in its graph, so peak / 4.09 bounds its samples/s; that bound over eager PyTorch, measured in the same
+interleaved rounds, bounds its speed-up.
 """
 
 from __future__ import annotations
@@ -15,97 +15,39 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import output
 import zoo
-from alula.core import Settings, Signature
-from alula.engines import Session, engine_named
+from alula.core import ARTIFACT_FILES
 from alula.export import export_module
+from alula.graphs import read_onnx, total_macs
 from alula.hardware import thread_budget
 from alula.measure import Concurrency, Round, interleave
-from alula.quantization import Material, quantizer_for
+from alula.workflows.roofline import open_peaks
 
-CHANNELS, SIZE, LAYERS, BATCH = 512, 28, 6, 8
-
-
-def chain() -> object:
-    """Return the chain of wide convolutions."""
-    import torch
+if TYPE_CHECKING:
     from torch import nn
 
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for _ in range(LAYERS):
-        conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        layers += [conv, nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+MODEL = "resnet50"
+BATCHES = (1, 8, 32)
 
 
-def gmacs(network: object, shape: tuple[int, ...]) -> float:
-    """Return the multiply-accumulates of the convolutions and linear layers for one sample, in 1e9."""
-    import torch
-    from torch import nn
-
-    total = 0
-
-    def count(layer: nn.Module, _inputs: object, result: torch.Tensor) -> None:
-        nonlocal total
-        per_output = layer.weight.numel() // layer.weight.shape[0]
-        total += result.numel() * per_output
-
-    assert isinstance(network, nn.Module)
-    hooks = [
-        layer.register_forward_hook(count)
-        for layer in network.modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    ]
-    with torch.no_grad():
-        network(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return total / 1e9
+def macs(network: nn.Module) -> int:
+    """Return the multiply-accumulates of the network for one sample."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        export_module(network, [zoo.noise(MODEL, 2)], target="onnx", folder=folder)
+        return total_macs(read_onnx(folder / ARTIFACT_FILES["onnx"]))
 
 
-def sessions(threads: int, folder: Path) -> tuple[dict[str, Session], np.ndarray]:
-    """Return the chain in FP32 and INT8, loaded, and one batch for it."""
-    sample = np.random.default_rng(0).standard_normal((BATCH, CHANNELS, SIZE, SIZE)).astype(np.float32)
-    (folder / "onnx").mkdir()
-    signature: Signature = export_module(
-        chain(), [sample[:2]], target="onnx", folder=folder / "onnx"
-    ).signature
-    settings = Settings(threads=1, instances=threads, batch_size=BATCH)
-    engine = engine_named("openvino")
-    loaded = {}
-    for recipe in (Recipe("openvino", "fp32"), Recipe("openvino", "int8", "nncf")):
-        artifact = folder / recipe.precision
-        artifact.mkdir()
-        if recipe.precision == "fp32":
-            engine.build(folder / "onnx", artifact, recipe=recipe)
-        else:
-            material = Material(
-                export=folder / "onnx",
-                module=lambda: network,
-                batches=lambda: iter([(sample,)]),
-                signature=signature,
-                saturating=False,
-            )
-            quantizer_for(recipe).quantize(material, artifact, recipe=recipe)
-        loaded[recipe.precision] = engine.load(
-            artifact, recipe=recipe, signature=signature, settings=settings
-        )
-    return loaded, sample
-
-
-def eager(batch: int, threads: int) -> Callable[[float], Round]:
-    """Return a timer of ResNet-50 in eager PyTorch."""
+def eager(network: nn.Module, batch: int) -> Callable[[float], Round]:
+    """Return a timer of the network in eager PyTorch."""
     import torch
 
-    network = zoo.resnet50()
-    x = torch.randn(batch, 3, 224, 224)
-    torch.set_num_threads(threads)
+    x = torch.from_numpy(zoo.noise(MODEL, batch))
 
     def run(_instance: int) -> int:
         with torch.inference_mode():
@@ -126,35 +68,29 @@ def main() -> None:
     output.add_markdown_option(parser)
     options = parser.parse_args()
     threads = thread_budget()
-    resnet_gmac = gmacs(zoo.network("resnet50"), zoo.INPUT_SHAPES["resnet50"])
-    chain_gmac = gmacs(chain(), (CHANNELS, SIZE, SIZE))
-    with tempfile.TemporaryDirectory() as scratch:
-        loaded, sample = sessions(threads, Path(scratch))
+    network = zoo.network(MODEL)
+    import torch
 
-        def timer(session: Session) -> Callable[[float], Round]:
-            def run(_instance: int) -> int:
-                session.run((sample,))
-                return BATCH
-
-            def measure(seconds: float) -> Round:
-                with Concurrency(threads) as concurrency:
-                    return concurrency.round(run, seconds=seconds)
-
-            return measure
-
-        contenders = {f"chain {name}": timer(session) for name, session in loaded.items()}
-        contenders |= {f"eager resnet50, batch {batch}": eager(batch, threads) for batch in (1, 8, 32)}
-        for measure in contenders.values():
+    torch.set_num_threads(threads)
+    resnet_macs = macs(network)
+    with open_peaks(threads=threads, report=output.say) as peaks:
+        timers = {f"eager, batch {batch}": eager(network, batch) for batch in BATCHES}
+        for measure in timers.values():
             measure(0.5)
         output.say(f"{options.rounds} rounds of {options.seconds} s")
-        rounds = interleave(contenders, rounds=options.rounds, seconds=options.seconds).rounds
-    per_s = {name: float(np.median([item.per_s for item in items])) for name, items in rounds.items()}
-    best_eager = max(value for name, value in per_s.items() if name.startswith("eager"))
+        done, dropped = interleave(
+            {**peaks.contenders, **timers}, rounds=options.rounds, seconds=options.seconds
+        )
+        method = f"medians of {options.rounds} interleaved rounds of {options.seconds:g} s, {threads} threads"
+        roof = peaks.roofline(done, failures=dropped, method=method)
+    best_eager = max(float(np.median([one.per_s for one in done[name]])) for name in timers)
     rows = []
-    for name in ("fp32", "int8"):
-        peak = per_s[f"chain {name}"] * chain_gmac
-        bound = peak / resnet_gmac
-        rows.append([name, f"{peak:.0f}", f"{bound:.1f}", f"{best_eager:.1f}", f"{bound / best_eager:.2f}"])
+    for precision in ("fp32", "bf16", "int8"):
+        peak = roof.gmacs_per_s(precision)
+        if peak is not None:
+            bound = 1e9 * peak / resnet_macs
+            figures = (f"{peak:.0f}", f"{bound:.1f}", f"{best_eager:.1f}", f"{bound / best_eager:.2f}")
+            rows.append([precision, *figures])
     text = output.table(
         [
             "precision",
@@ -166,7 +102,8 @@ def main() -> None:
         rows,
     )
     output.publish(
-        f"ResNet-50: {resnet_gmac:.2f} GMAC an image. {time.strftime('%Y-%m-%d')}.\n\n{text}",
+        f"ResNet-50: {resnet_macs / 1e9:.2f} GMAC an image; memory {roof.bandwidth_gb_per_s:.1f} GB/s. "
+        f"{roof.method}. {time.strftime('%Y-%m-%d')}.\n\n{text}",
         markdown=options.markdown,
     )
 

@@ -1,7 +1,7 @@
 """A headless Chromium on a pipe, spoken to in its own protocol: nothing to install but the browser.
 
-Protocol: https://chromedevtools.github.io/devtools-protocol/. With `--remote-debugging-pipe` the browser reads
-commands from file descriptor 3 and writes answers and events to 4, each message JSON with a NUL at its end.
+Protocol: https://chromedevtools.github.io/devtools-protocol/. With `--remote-debugging-pipe` the browser
+reads commands from file descriptor 3 and writes answers and events to 4, each JSON with a NUL at its end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ ANSWER_S = 60.0
 # Duplicates from here on cannot be the descriptors 3 and 4 that the browser expects.
 ABOVE_FDS = 10
 # Runs in a fresh interpreter, because code between fork and exec is unsafe beside other threads.
-LAUNCHER = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -123,7 +128,9 @@ class Browser:
         os.close(self._write)
 
     @contextlib.contextmanager
-    def open(self, path: Path, *, width: int, height: int, dark: bool, media: str = "screen") -> Iterator[Page]:
+    def open(
+        self, path: Path, *, width: int, height: int, dark: bool, media: str = "screen"
+    ) -> Iterator[Page]:
         """Yield a page loaded from a file, as a device of that size and scheme shows it."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
@@ -199,8 +206,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(
-            f"BROWSER ABSENT: none of {', '.join(NAMES)} is on the PATH, so no page was looked at; install one "
-            "with `apt-get install chromium`"
+            f"BROWSER ABSENT: none of {', '.join(NAMES)} is on the PATH, so no page was looked at; "
+            "install one with `apt-get install chromium chromium-driver`"
         )
     with Browser(found, tmp_path_factory.mktemp("profile")) as running:
         yield running

@@ -43,11 +43,18 @@ RUNTIMES = {
 }
 QUANTIZER_RUNTIMES = {
     "onnxruntime/int8-static": "onnx",
+    "onnxruntime/int8-dynamic": "onnx",
+    "torch/int8-fx": "torch",
+    "torchscript/int8-fx": "torch",
+    "torch/int8-eager": "torch",
+    "torch/int8-dynamic": "torch",
+    "inductor/int8-pt2e": "torchao",
     "openvino/int8-nncf": "nncf",
 }
 
 # Exporters and engines reorder float32 sums; 1e-4 of the output scale is what the product promises.
 FP32_LIMIT = 1e-4
+HALF_WEIGHTS_LIMIT = 2e-3  # weights have 11 bits
 INT8_COSINE = 0.98
 
 BATCH_SIZE = 3
@@ -244,6 +251,11 @@ def sessions(loadable: Loadable) -> Iterator[Callable[[Settings], Session]]:
         each.close()
 
 
+def fp32_limit(recipe: Recipe) -> float:
+    """Return what the outputs of an FP32 recipe may differ by, as a share of their scale."""
+    return HALF_WEIGHTS_LIMIT if recipe.variant == "fp16-weights" else FP32_LIMIT
+
+
 def agrees(loadable: Loadable, inputs: Arrays, outputs: Arrays) -> None:
     """Fail unless the outputs are what this recipe owes for these inputs."""
     expected = loadable.subject.reference(inputs)
@@ -261,7 +273,7 @@ def agrees(loadable: Loadable, inputs: Arrays, outputs: Arrays) -> None:
             cosine = np.vdot(got, want) / (np.linalg.norm(got) * np.linalg.norm(want))
             assert cosine > INT8_COSINE
         else:
-            assert np.abs(got - want).max() <= FP32_LIMIT * np.abs(want).max()
+            assert np.abs(got - want).max() <= fp32_limit(loadable.recipe) * np.abs(want).max()
 
 
 def test_every_registered_name_is_covered() -> None:
@@ -330,7 +342,7 @@ def test_a_sample_does_not_depend_on_its_batch(
     (together,) = session.run((batch,))
     alone = np.concatenate([session.run((sample[None],))[0] for sample in batch])
     # Sums of another order; for INT8 a value may fall on the other side of a rounding step.
-    limit = FP32_LIMIT if loadable.recipe.precision == "fp32" else 0.05
+    limit = fp32_limit(loadable.recipe) if loadable.recipe.precision == "fp32" else 0.05
     np.testing.assert_allclose(alone, together, rtol=0, atol=limit * np.abs(together).max())
 
 

@@ -9,7 +9,17 @@ import numpy as np
 from tiny import write_linear_onnx
 
 from alula.bundle import Baseline, Deployed, Manifest, write_bundle
-from alula.core import Accuracy, AudioInput, ImageInput, LogMel, Ratio, Recipe, Settings, Signature, TensorSpec
+from alula.core import (
+    Accuracy,
+    AudioInput,
+    ImageInput,
+    LogMel,
+    Ratio,
+    Recipe,
+    Settings,
+    Signature,
+    TensorSpec,
+)
 from alula.engines import engine_named
 from alula.features import AudioFeatures, make_features
 from alula.hardware import fingerprint

@@ -32,13 +32,14 @@ def cli() -> None:
 
 
 @cli.command()
+@click.option("--roofline", is_flag=True, help="Measure peaks of products and memory too; half a minute.")
 @command_options
-def doctor(screen: Screen) -> None:
+def doctor(screen: Screen, roofline: bool) -> None:
     """Say what this machine can do: CPU, thread budget, engines."""
     from alula.cli.render import draw_diagnosis
     from alula.workflows import diagnose
 
-    diagnosis = diagnose()
+    diagnosis = diagnose(roofline=roofline, report=screen.note)
     screen.result(diagnosis, lambda console: draw_diagnosis(console, diagnosis))
 
 
@@ -210,6 +211,53 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(size.isdigit() and int(size) > 0 for size in sizes):
         raise UsageError(f"--shape {text} is no shape; expected sizes such as 3x224x224.")
     return tuple(map(int, sizes))
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--input", "given", required=True, help="Of one sample: 1x128x313, a preset, a TOML file.")
+@click.option("--scores", type=FOLDER, help="CSV file with the columns model and score, higher is better.")
+@click.option(
+    "--against",
+    type=click.Choice(["score", "macs", "parameters"]),
+    help="What speed is weighed against; default score if given, else macs.",
+)
+@click.option("--budget", default="60s", show_default=True, help="Time for each model.")
+@click.option("--engines", help="Only these engines, comma-separated.")
+@click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@click.option("--roofline", is_flag=True, help="Measure the machine's peaks first, and each model's share.")
+@click.option("--csv", "output", type=FOLDER, help="CSV file to write, a line for each model.")
+@click.option("--plot", type=FOLDER, help="SVG file to write: speed against score or size, and the front.")
+@command_options
+def survey(screen: Screen, names: tuple[str, ...], **options: Any) -> None:
+    """Put backbones side by side: parameters, work, and the speed of the best recipe of a short race each.
+
+    NAMES are architectures of timm, or models as `alula optimize` takes them; a dozen well-known ones by
+    default. Weights are random: nothing is said of accuracy.
+    """
+    from alula.cli.progress import SearchProgress
+    from alula.cli.render import draw_survey
+    from alula.workflows import survey as run
+
+    found = run(
+        names,
+        input=options["given"],
+        scores_csv=options["scores"],
+        against=options["against"],
+        budget_per_model=options["budget"],
+        engines=csv_of(options["engines"]),
+        precisions=_precisions(options["precisions"]),
+        threads=options["threads"],
+        roofline=options["roofline"],
+        output=options["output"],
+        plot=options["plot"],
+        report=SearchProgress(screen).report,
+    )
+    screen.result(found, lambda console: draw_survey(console, found))
+    if found.interrupted or any(row.error is not None for row in found.rows):
+        measured = any(row.error is None for row in found.rows)
+        sys.exit(EXIT_SOME_INPUTS_FAILED if measured else 1)
 
 
 @cli.command()

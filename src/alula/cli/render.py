@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +12,17 @@ from alula.bundle import JOURNAL_NAME, Manifest
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
-from alula.workflows import BenchReport, Diagnosis, PredictionReport
+from alula.workflows import BenchReport, Diagnosis, PredictionReport, SurveyReport, SurveyRow
 
-__all__ = ["draw_bench", "draw_demo", "draw_diagnosis", "draw_manifest", "draw_prediction", "draw_search"]
+__all__ = [
+    "draw_bench",
+    "draw_demo",
+    "draw_diagnosis",
+    "draw_manifest",
+    "draw_prediction",
+    "draw_search",
+    "draw_survey",
+]
 
 
 def _plain_table(*columns: str, right: Iterable[int] = ()) -> Table:
@@ -225,6 +233,52 @@ def draw_bench(console: Console, report: BenchReport) -> None:
         console.print(f"warning: {text}", highlight=False, markup=False)
 
 
+def draw_survey(console: Console, report: SurveyReport) -> None:
+    """Draw models side by side, the fastest first, then those that failed."""
+    done = sorted(
+        (row for row in report.rows if row.throughput is not None),
+        key=lambda row: -(row.throughput.per_s if row.throughput else 0.0),
+    )
+    columns: dict[str, Callable[[SurveyRow], str]] = {
+        "M parameters": lambda row: _scaled(row.parameters, 1e6),
+        "GMAC": lambda row: _scaled(row.macs, 1e9),
+        "samples/s": lambda row: "" if row.throughput is None else f"{row.throughput.per_s:.1f}",
+        "x as it is": lambda row: "" if row.speedup is None else f"{row.speedup.median:.1f}",
+        "of peak": lambda row: "" if row.share is None else f"{row.share:.0%}",
+        "score": lambda row: "" if row.score is None else f"{row.score:g}",
+    }
+    shown = {name: text for name, text in columns.items() if any(map(text, done)) or name == "samples/s"}
+    table = _plain_table("model", *shown, "front", "recipe and settings", right=range(1, len(shown) + 1))
+    for row in done:
+        figures = [text(row) for text in shown.values()]
+        front = "yes" if row.model in report.front else ""
+        table.add_row(row.model, *figures, front, f"{row.recipe}, {row.settings}{_race(row)}")
+    if done:
+        console.print(table, highlight=False, markup=False)
+        console.print()
+    for row in report.rows:
+        if row.error is not None:
+            console.print(f"failed: {row.model}: {row.error}", highlight=False, markup=False, soft_wrap=True)
+    more = {"score": "has a higher score", "macs": "does more work", "parameters": "has more parameters"}
+    if report.front:
+        console.print(f"front: no other is both faster and {more[report.against]}", highlight=False)
+    if report.interrupted:
+        console.print("interrupted: the models after these were not measured", highlight=False)
+    for text in report.warnings:
+        console.print(f"warning: {text}", highlight=False, markup=False)
+
+
+def _scaled(value: int | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.3g}"
+
+
+def _race(row: SurveyRow) -> str:
+    """Return how much of the field a race saw, where that was not all."""
+    if row.recipes_measured >= row.recipes_offered:
+        return ""
+    return f" ({row.recipes_measured} of {row.recipes_offered} recipes measured)"
+
+
 def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Draw what this machine can do."""
     cpu, limits = diagnosis.cpu, diagnosis.limits
@@ -257,6 +311,15 @@ def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
                 f"{build.cpu_capability}, {', '.join(uses)}; quantized: {', '.join(build.quantized_engines)}",
             )
         )
+    if diagnosis.roofline is not None:
+        roof = diagnosis.roofline
+        peaks = {"FP32": roof.fp32_gmacs_per_s, "BF16": roof.bf16_gmacs_per_s, "INT8": roof.int8_gmacs_per_s}
+        shown = ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items() if peak is not None)
+        rows += [
+            ("peak products", f"{shown} GMAC/s with {roof.threads} threads"),
+            ("memory speed", f"{roof.bandwidth_gb_per_s:.1f} GB/s"),
+            ("measured by", roof.method),
+        ]
     _draw_pairs(console, rows)
     console.print()
     for finding in diagnosis.findings:

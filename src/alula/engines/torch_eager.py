@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -12,18 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
-from alula.engines.base import Arrays, Knobs, check_inputs
+from alula.core import ARTIFACT_FILES, ExportFormat, Precision, Recipe, Settings, Signature
+from alula.engines.base import Arrays, Knobs, check_inputs, check_knobs
+from alula.engines.torch_graphs import CHANNELS_LAST, bf16, channels_last
 from alula.errors import EngineError, EngineUnavailableError
+from alula.hardware import bf16_is_native
 
 if TYPE_CHECKING:
     import torch
+    from torch import fx
 
-_SMALLEST = np.float64(5e-324)  # the smallest denormal of float64
-
-__all__ = ["INSTALL", "TorchEngine", "TorchSession", "flat_arrays", "require_torch"]
+__all__ = [
+    "INSTALL",
+    "TorchEngine",
+    "TorchSession",
+    "first_line",
+    "flat_arrays",
+    "load_exported",
+    "load_torchscript",
+    "packing_for",
+    "require_torch",
+]
 
 INSTALL = "pip install 'alula[torch]'"
+
+_SMALLEST = np.float64(5e-324)  # the smallest denormal of float64
+_backend_lock = threading.Lock()
 
 
 def require_torch() -> str:
@@ -79,7 +95,7 @@ class TorchSession:
             with _thread_settings(self._threads), torch.inference_mode():
                 return flat_arrays(self._call(*tensors))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise EngineError(f"Engine `{self._name}` failed on a batch: {_first_line(error)}") from error
+            raise EngineError(f"Engine `{self._name}` failed on a batch: {first_line(error)}") from error
 
     def close(self) -> None:
         """See `alula.engines.base.Session.close`."""
@@ -123,13 +139,19 @@ def _closed(*_: object) -> object:
     raise RuntimeError("the session is closed")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of what an exception says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 class TorchEngine:
-    """Eager PyTorch on an exported program (`.pt2`)."""
+    """Eager PyTorch on an exported program (`.pt2`), or on the TorchScript file of a quantizer, as it is.
+
+    `channels-last` keeps images and weights of 2-D convolutions with the channels innermost. `bf16` computes
+    convolutions and matrix products in bfloat16, and what needs the range or the digits in float32
+    (autocast); their weights are converted once, when loaded. Outputs are as the signature says.
+    """
 
     name = "torch"
     install = INSTALL
@@ -142,7 +164,12 @@ class TorchEngine:
 
     def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
         """See `Engine.recipes`."""
-        return (Recipe(self.name, "fp32"),)
+        precisions: tuple[Precision, ...] = ("fp32", "bf16") if bf16_is_native(isa) else ("fp32",)
+        return tuple(
+            Recipe(self.name, precision, None, variant)
+            for precision in precisions
+            for variant in (None, CHANNELS_LAST)
+        )
 
     def export_format(self, recipe: Recipe) -> ExportFormat:
         """See `Engine.export_format`."""
@@ -153,18 +180,28 @@ class TorchEngine:
         return ()
 
     def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
-        """See `Engine.build`: the exported program is the artifact."""
+        """See `Engine.build`: the exported program is the artifact; layout and precision are for `load`."""
         shutil.copy2(export / ARTIFACT_FILES["exported"], artifact)
 
     def load(
         self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
     ) -> TorchSession:
         """See `Engine.load`."""
-        module = load_exported(artifact / ARTIFACT_FILES["exported"])
-        return TorchSession(self.name, module, signature=signature, settings=settings)
+        check_knobs(self.name, settings, ())
+        call: Callable[..., object]
+        if recipe.precision == "int8":
+            with packing_for(recipe):
+                call = _unoptimized(load_torchscript(artifact / ARTIFACT_FILES["torchscript"]))
+        else:
+            call = module = load_exported(artifact / ARTIFACT_FILES["exported"])
+            if recipe.variant == CHANNELS_LAST:
+                call = channels_last(module)
+            if recipe.precision == "bf16":
+                call = bf16(module, call)
+        return TorchSession(self.name, call, signature=signature, settings=settings)
 
 
-def load_exported(path: Path) -> torch.nn.Module:
+def load_exported(path: Path) -> fx.GraphModule:
     """Return the module of a `.pt2` file.
 
     Raises:
@@ -180,6 +217,65 @@ def load_exported(path: Path) -> torch.nn.Module:
     try:
         return torch.export.load(path).module()
     except (RuntimeError, ValueError, OSError, KeyError, AssertionError, zipfile.BadZipFile) as error:
-        raise EngineError(f"{path} is no readable exported program: {_first_line(error)}") from error
+        raise EngineError(f"{path} is no readable exported program: {first_line(error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Return the module of a TorchScript file in eval mode.
+
+    Raises:
+        EngineError: the file cannot be read.
+    """
+    require_torch()
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated as a whole; the user chose neither it nor its replacement.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(path, map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise EngineError(f"{path} is no readable TorchScript module: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def packing_for(recipe: Recipe) -> Iterator[None]:
+    """Make integer weights be packed for a recipe's backend; the process's own choice is put back afterwards.
+
+    A file holds plain weights. They are packed for the process's backend when the file is read, and again
+    when the module is frozen, which copies them. Packed ones keep their kernels, whatever the backend is
+    when they run.
+
+    Raises:
+        EngineError: this PyTorch lacks the backend on this CPU.
+    """
+    require_torch()
+    import torch
+
+    quantized = torch.backends.quantized
+    with _backend_lock:
+        before = quantized.engine
+        if recipe.precision == "int8":
+            backend = recipe.variant or "x86"
+            if backend not in quantized.supported_engines:
+                raise EngineError(
+                    f"This PyTorch has no quantized kernels `{backend}` on this CPU for `{recipe}`."
+                )
+            quantized.engine = backend
+        try:
+            yield
+        finally:
+            quantized.engine = before
+
+
+def _unoptimized(module: torch.jit.ScriptModule) -> Callable[..., object]:
+    """Return a module that is run operator by operator, without the passes of TorchScript's executor."""
+    import torch
+
+    def call(*tensors: torch.Tensor) -> object:
+        with torch.jit.optimized_execution(False):
+            return module(*tensors)
+
+    return call

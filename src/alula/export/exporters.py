@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Signature, TensorSpec
 from alula.errors import ModelError
+from alula.export.openvino_export import export_openvino, run_openvino
 from alula.export.rewrites import rewritten
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def export_module(
     Args:
         module: in eval mode; not changed.
         samples: one array (b, ...) per input, b >= 2, real data.
-        target: `onnx`, `exported` or `torchscript`.
+        target: `onnx`, `exported`, `torchscript` or `openvino`.
         folder: existing folder; the file is named by `ARTIFACT_FILES`.
 
     Returns:
@@ -64,9 +65,12 @@ def export_module(
     Raises:
         ModelError: the module cannot be exported, or the export differs from it by more than 1e-4 of
             the output scale.
+        EngineUnavailableError: what writes the target is not installed.
     """
     import torch
 
+    if target not in ARTIFACT_FILES:
+        raise ModelError(f"A module cannot be exported as `{target}`; use {', '.join(ARTIFACT_FILES)}.")
     plain, notes = rewritten(module, samples)
     tensors = tuple(torch.from_numpy(np.array(sample)) for sample in samples)
     wrapped = _FlatOutputs.wrap(plain)
@@ -92,8 +96,10 @@ def export_module(
         with _quiet():
             reloaded = torch.jit.load(str(path))
             _check(target, references, _run_torch(target, reloaded, checks))
-    else:
-        raise ModelError(f"A module cannot be exported as `{target}`; use onnx, exported or torchscript.")
+    elif target == "openvino":
+        with _quiet():
+            export_openvino(wrapped, tensors, signature, path)
+        _check(target, references, run_openvino(path, others))
     return Exported(signature, notes)
 
 

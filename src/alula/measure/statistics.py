@@ -14,7 +14,7 @@ from alula.core import Ratio, Throughput
 from alula.errors import MeasurementError
 from alula.measure.rounds import Round
 
-__all__ = ["MIN_ROUNDS", "ratio", "stability_warnings", "throughput"]
+__all__ = ["MIN_ROUNDS", "ratio", "stability_warnings", "throughput", "trend"]
 
 MIN_ROUNDS = 6
 """Fewer rounds cannot give a 95 % interval of a median.
@@ -121,7 +121,7 @@ def stability_warnings(rounds: Sequence[Round], *, asked: int | None = None) -> 
             f"unstable: rounds differ from their median by {spread:.0%} (median absolute deviation); "
             "something else uses this machine"
         )
-    change = _trend(rates) / middle
+    change = trend(rates) / middle
     if abs(change) > _UNSTABLE:
         found.append(
             f"throughput {'rose' if change > 0 else 'fell'} over the rounds by {abs(change):.0%} of its "
@@ -169,11 +169,17 @@ def _student_t(degrees: int) -> float:
     return sum(term / float(degrees) ** power for power, term in enumerate(terms))
 
 
-def _trend(rates: npt.NDArray[Any]) -> float:
-    """Return the change from first to last rate by the median slope; 0 where chance explains it."""
-    n = len(rates)
+def trend(values: npt.NDArray[Any]) -> float:
+    """Return the change from first to last value by the median slope; 0 where chance explains it.
+
+    The test is that of Mann 1945 at 5 %, the slope that of Sen 1968.
+
+    Args:
+        values: in the order taken; shape (n,).
+    """
+    n = len(values)
     first, second = np.triu_indices(n, k=1)
-    differences = rates[second] - rates[first]
+    differences = values[second] - values[first]
     score = float(np.sign(differences).sum())
     deviation = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     # One step towards zero corrects for the score moving in steps of two.

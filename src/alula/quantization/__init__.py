@@ -10,15 +10,22 @@ import functools
 import importlib
 from importlib.metadata import entry_points
 
-from alula.errors import EngineError, UsageError, closest
 from alula.core import Recipe
+from alula.errors import EngineError, UsageError, closest
 from alula.quantization.base import Batches, Material, Quantizer
 
 __all__ = ["Batches", "Material", "Quantizer", "quantizer_for", "quantizer_named", "quantizer_names"]
 
 _BUILT_IN = {
+    "onnxruntime/int8-dynamic": "alula.quantization.onnxruntime_dynamic:OnnxRuntimeDynamic",
     "onnxruntime/int8-static": "alula.quantization.onnxruntime_static:OnnxRuntimeStatic",
     "openvino/int8-nncf": "alula.quantization.openvino_nncf:OpenVinoNncf",
+    "torch/int8-fx": "alula.quantization.torch_fx:for_torch",
+    "torch/int8-eager": "alula.quantization.torch_eager_mode:for_torch",
+    "torch/int8-dynamic": "alula.quantization.torch_dynamic:for_torch",
+    "torchscript/int8-fx": "alula.quantization.torch_fx:for_torchscript",
+    "torchscript/int8-eager": "alula.quantization.torch_eager_mode:for_torchscript",
+    "torchscript/int8-dynamic": "alula.quantization.torch_dynamic:for_torchscript",
 }
 
 

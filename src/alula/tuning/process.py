@@ -177,6 +177,8 @@ def _environment(base: Mapping[str, str], threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        # ONNX Runtime writes into the user's home folder, and may report, what it is used for.
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -130,6 +130,9 @@ def bench(
     memory_limit_bytes = int(read_memory().available_bytes * MEMORY_SHARE) or 2**62
     with tempfile.TemporaryDirectory(prefix="alula-bench-") as scratch:
         folder = Path(scratch)
+        for name in names:
+            if not is_bundle(Path(name)):
+                parse_source(name, weights=weights, workdir=folder)  # a wrong name is told before all else
         inputs = _inputs(names, shape, folder)
 
         def new_child(what: str) -> Child:

@@ -1,8 +1,8 @@
 """Makes a network with random weights behave like a trained one, in a process of its own.
 
-Run as `python -m alula.workflows.random_weights FOLDER`: reads the request in the folder and writes the answer
-there. Speed does not depend on the values of weights, with one exception: INT8 needs activations of ordinary
-size, which a freshly built network does not have. So BatchNorm's statistics are measured on noise.
+Run as `python -m alula.workflows.random_weights FOLDER`: reads the request in the folder and writes the
+answer there. Speed does not depend on the values of weights, with one exception: INT8 needs activations of
+ordinary size, which a freshly built network does not have. So BatchNorm's statistics are measured on noise.
 """
 
 from __future__ import annotations
@@ -75,32 +75,29 @@ def prepare(request: PreparationRequest, folder: Path) -> Preparation:
     torch.set_num_threads(request.threads)
     parameters = sum(one.numel() for one in module.parameters())
     shape = "x".join(map(str, request.shape))
-    built = request.source.kind in _BUILT
-    changed: bool = called(
-        f"`{model.name}` on samples of {shape}", lambda: settle_statistics(module, request.shape, fresh=built)
-    )
-    if not changed:
+    if request.source.kind not in _BUILT or not called(
+        f"`{model.name}` on samples of {shape}", lambda: settle_statistics(module, request.shape)
+    ):
         return Preparation(parameters=parameters)
     path = folder / "statistics.pth"
     torch.save(module.state_dict(), path)
     return Preparation(parameters=parameters, weights=str(path))
 
 
-def settle_statistics(module: nn.Module, shape: Sequence[int], *, fresh: bool = True) -> bool:
+def settle_statistics(module: nn.Module, shape: Sequence[int]) -> bool:
     """Run a module on noise, and return whether statistics that no training has touched were set from it.
 
-    Every BatchNorm then gives values of zero mean and unit variance, by the plain mean of the statistics of a few
-    batches. Scales that start at zero, as the last one of a residual block often does, become 1: a block of
-    zeros is no block.
+    Every BatchNorm then gives values of zero mean and unit variance, by the plain mean of the statistics of a
+    few batches. Scales that start at zero, as the last one of a residual block often does, become 1: a block
+    of zeros is no block. Without such a BatchNorm the module is only tried, on one batch.
 
     Args:
         module: in eval mode; changed in place.
         shape: of one sample, without the batch axis.
-        fresh: whether untouched statistics are to be set, not only the samples tried.
     """
     import torch
 
-    norms = [child for child in module.modules() if _is_untouched(child)] if fresh else []
+    norms = [child for child in module.modules() if _is_untouched(child)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # cumulative: all batches count alike

@@ -1,8 +1,8 @@
 """What this machine can multiply and move at most, measured: the roof over every speed.
 
-The products run through the engines that run models, on graphs that are nothing but wide layers: what an engine
-reaches there is what it could reach elsewhere, and the best of the installed engines is the peak. The idea is
-that of Williams, Waterman and Patterson 2009 (Communications of the ACM 52(4)).
+The products run through the engines that run models, on graphs that are nothing but wide layers: what an
+engine reaches there is what it could reach elsewhere, and the best of the installed engines is the peak. The
+idea is that of Williams, Waterman and Patterson 2009 (Communications of the ACM 52(4)).
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ __all__ = ["Peaks", "Roofline", "Workload", "measure_roofline", "open_peaks", "s
 ENGINES = ("openvino", "onnxruntime")  # those that take an ONNX file, quantized ones too
 BANDWIDTH = "memory"
 WARM_UP_S = 2.0
-# McCalpin's rule: arrays of four times the last-level cache, so that nothing of one pass is left for the next.
+# McCalpin's rule: arrays of four times the last-level cache, so that nothing of one pass is left for the
+# next.
 _CACHES_PER_ARRAY = 4
 _UNKNOWN_CACHE_BYTES = 16 * 2**20
 _MEMORY_SHARE = 8  # of the memory available, for each of three arrays: less than a half for all
-_OPSET = 18
+_OPSET = 19
 _IR_VERSION = 10
 
 
@@ -192,7 +193,9 @@ class Peaks:
         words = []
         for precision in ("fp32", "bf16", "int8"):
             of_it = [name for name, one in self.products.items() if one.precision == precision]
-            best = max((name for name in of_it if name in macs_per_s), key=macs_per_s.__getitem__, default=None)
+            best = max(
+                (name for name in of_it if name in macs_per_s), key=macs_per_s.__getitem__, default=None
+            )
             if best is not None:
                 found[precision] = macs_per_s[best] / 1e9
                 words.append(f"{precision.upper()} from {self.products[best]}")
@@ -294,9 +297,9 @@ def _array_bytes(cpu: Cpu, threads: int, available_bytes: int) -> int:
 def _adder(array_bytes: int, threads: int) -> Callable[[int], int]:
     """Return what adds arrays, a slice for each instance, and returns the bytes that it read and wrote.
 
-    The kernel `add` of STREAM (McCalpin 1995, IEEE TCCA Newsletter): one pass that reads two arrays and writes
-    one, like its triad, which NumPy could only do in two passes. As there, what a cache reads before it writes is
-    not counted. NumPy lets go of the interpreter's lock meanwhile.
+    The kernel `add` of STREAM (McCalpin 1995, IEEE TCCA Newsletter): one pass that reads two arrays and
+    writes one, like its triad, which NumPy could only do in two passes. As there, what a cache reads before
+    it writes is not counted. NumPy lets go of the interpreter's lock meanwhile.
     """
     items = max(1, array_bytes // threads // 8)
     arrays: dict[int, tuple[NDArray[np.float64], ...]] = {}
@@ -332,10 +335,9 @@ def _graphs(work: Workload, folder: Path, *, isa: Sequence[str]) -> Iterator[tup
         raise EngineUnavailableError(
             " or ".join(ENGINES), install="pip install 'alula[onnxruntime]' or pip install 'alula[openvino]'"
         )
-    chance = np.random.default_rng(0)
     for kind, write in (("3x3 convolutions", _convolutions), ("matrix products", _matrix_products)):
-        plain = write(folder / f"{kind}-fp32", work, chance, quantized=False)
-        quantized = write(folder / f"{kind}-int8", work, chance, quantized=True)
+        plain = write(folder / f"{kind}-fp32", work, quantized=False)
+        quantized = write(folder / f"{kind}-int8", work, quantized=True)
         for engine in installed:
             yield _Product(engine, "fp32", kind, plain.macs), plain
             yield _Product(engine, "int8", kind, plain.macs), quantized
@@ -377,8 +379,9 @@ def _one_sample(session: Session, sample: NDArray[np.float32]) -> Callable[[int]
     return run
 
 
-def _convolutions(folder: Path, work: Workload, chance: np.random.Generator, *, quantized: bool) -> _Graph:
+def _convolutions(folder: Path, work: Workload, *, quantized: bool) -> _Graph:
     wide = work.channels
+    chance = np.random.default_rng(0)
     chain = _Chain(quantized=quantized)
     weights = chain.weights(chance, (wide, wide, 3, 3), fan_in=9 * wide)
     for _ in range(work.layers):
@@ -388,8 +391,9 @@ def _convolutions(folder: Path, work: Workload, chance: np.random.Generator, *, 
     return chain.written(folder, sample=_sample(chance, (wide, work.size, work.size)), outputs=wide)
 
 
-def _matrix_products(folder: Path, work: Workload, chance: np.random.Generator, *, quantized: bool) -> _Graph:
+def _matrix_products(folder: Path, work: Workload, *, quantized: bool) -> _Graph:
     wide = work.features
+    chance = np.random.default_rng(0)
     chain = _Chain(quantized=quantized)
     weights = chain.weights(chance, (wide, wide), fan_in=wide)
     for _ in range(work.layers):
@@ -406,8 +410,8 @@ def _sample(chance: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.f
 class _Chain:
     """Builds a graph in which each node reads the one before.
 
-    Quantized, every layer reads and gives unsigned bytes and has signed weights, in the form of QuantizeLinear and
-    DequantizeLinear that both engines take (ONNX Runtime's "QDQ").
+    Quantized, every layer reads and gives unsigned bytes and has signed weights, in the form of
+    QuantizeLinear and DequantizeLinear that both engines take (ONNX Runtime's "QDQ").
     """
 
     quantized: bool

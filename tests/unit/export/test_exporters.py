@@ -178,9 +178,9 @@ def test_control_flow_on_data_is_refused(
 
 def test_an_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match="cannot be exported as `openvino`; use onnx, exported or torchscript"
+        ModelError, match="cannot be exported as `module`; use onnx, exported, torchscript, openvino"
     ):
-        export_module(Net().eval(), samples(), target="openvino", folder=tmp_path)
+        export_module(Net().eval(), samples(), target="module", folder=tmp_path)
 
 
 def test_a_model_that_fails_on_the_samples() -> None:

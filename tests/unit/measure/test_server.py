@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import math
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -50,8 +51,8 @@ def test_arrivals_are_a_poisson_process():
     assert arrivals[-1] < 400.0
 
 
-@given(seed=st.integers(0, 2**32), rate=st.floats(0.5, 200.0), factor=st.floats(0.1, 10.0))
-@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32), rate=st.floats(2.0, 200.0), factor=st.floats(0.1, 10.0))
+@settings(max_examples=50, deadline=None)
 def test_a_seed_is_a_pattern_that_is_stretched_to_the_rate(seed, rate, factor):
     arrivals = poisson_arrivals(rate_per_s=rate, seconds=20.0, seed=seed)
     again = poisson_arrivals(rate_per_s=rate * factor, seconds=20.0 / factor, seed=seed)
@@ -108,7 +109,7 @@ def test_waiting_for_one_of_several_is_erlang_c():
 
 
 @given(seed=st.integers(0, 1000), busy=st.floats(0.1, 0.95), spread=st.floats(0.0, 1.0))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_one_instance_follows_lindleys_recursion(seed, busy, spread):
     generator = np.random.default_rng(seed)
     services = generator.lognormal(0.0, spread, 2000) * 0.01
@@ -149,9 +150,9 @@ def events_reference(arrivals, service_s, *, instances, batch_size):
     seed=st.integers(0, 1000),
     instances=st.integers(1, 4),
     batch_size=st.integers(1, 8),
-    rate=st.floats(1.0, 300.0),
+    rate=st.floats(10.0, 300.0),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_batches_of_several_instances_against_a_reference(seed, instances, batch_size, rate):
     def service_s(samples):
         return 0.004 + 0.002 * samples
@@ -203,7 +204,7 @@ def scripted(service_s, *, instances=1, oversleep_s=0.0, **options):
     batch_size=st.integers(1, 4),
     limit_s=st.none() | st.floats(0.01, 1.0),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_the_thread_does_what_the_simulation_says(seed, rate, batch_size, limit_s):
     def service_s(samples):
         return 0.008 + 0.001 * samples
@@ -243,6 +244,15 @@ def test_equal_seeds_give_equal_rounds():
     assert first != other
 
 
+@pytest.fixture
+def hasty_threads():
+    """Threads take turns thousands of times as often as usual, so that races show."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
 def test_instances_serve_at_the_same_time():
     meeting = threading.Barrier(3)
     clock = ScriptedClock()
@@ -263,7 +273,7 @@ def test_instances_serve_at_the_same_time():
     assert no_instance_is_left()
 
 
-def test_every_query_is_served_once_whoever_serves_it():
+def test_every_query_is_served_once_whoever_serves_it(hasty_threads):
     clock = ScriptedClock()
     taken = []
 
@@ -307,8 +317,10 @@ def test_rounds_keep_the_threads_that_are_warm():
 def test_an_error_in_one_instance_stops_those_that_serve_and_those_that_wait():
     inside = threading.Event()
     clock = ScriptedClock()
+    calls = []
 
     def run(instance, samples):
+        calls.append(instance)
         if not inside.is_set():
             inside.set()
             clock.advance(0.5)
@@ -318,6 +330,7 @@ def test_an_error_in_one_instance_stops_those_that_serve_and_those_that_wait():
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         server_round(run, rate_per_s=20.0, seconds=1e4, instances=3, clock=clock, pause=clock.advance)
     assert "of 3" in caught.value.__notes__[0]
+    assert len(calls) < 50_000  # of 200,000 queries
     assert no_instance_is_left()
 
 
@@ -407,7 +420,7 @@ def test_overload_without_a_limit_drains_for_no_longer_than_it_filled():
 
 
 @given(seed=st.integers(0, 500), rate=st.floats(20.0, 120.0), limit_s=st.floats(0.005, 0.5))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_stopping_early_never_changes_the_verdict(seed, rate, limit_s):
     options = {"rate_per_s": rate, "seconds": 10.0, "seed": seed}
     cut = simulated_round(lambda _: 0.01, limit_s=limit_s, **options)
@@ -417,6 +430,20 @@ def test_stopping_early_never_changes_the_verdict(seed, rate, limit_s):
         assert cut.p99.value_s > limit_s
     else:
         assert cut == whole
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_one_slow_query_in_a_hundred_is_inside_the_limit(more):
+    options = {"rate_per_s": 5.0, "seconds": 200.0, "limit_s": 0.02}
+    queries = len(poisson_arrivals(rate_per_s=5.0, seconds=200.0, seed=0))
+    allowed = queries - math.ceil(queries * 0.99)
+    struck = set(range(0, 80 * (allowed + more), 80))
+    calls = itertools.count()
+    # Served so fast, and struck so seldom, that no slow query makes another one wait past the limit.
+    found = simulated_round(lambda _: 0.021 if next(calls) in struck else 1e-6, **options)
+    assert sum(one > 0.02 for one in found.latencies_s) == allowed + more
+    assert (found.stopped is None) is (more == 0)
+    assert found.meets(0.02) is (more == 0)
 
 
 def test_the_backlog_is_what_was_not_done_when_the_last_query_came():
@@ -431,10 +458,19 @@ def test_growth_is_seen_in_overload_and_seldom_without():
     overload = [
         simulated_round(lambda _: 0.01, rate_per_s=115.0, seconds=20.0, seed=seed) for seed in range(50)
     ]
-    stable = [simulated_round(lambda _: 0.01, rate_per_s=70.0, seconds=20.0, seed=seed) for seed in range(50)]
+    stable = [simulated_round(lambda _: 0.01, rate_per_s=85.0, seconds=20.0, seed=seed) for seed in range(50)]
     assert sum(found.growing for found in overload) >= 48
-    assert sum(found.growing for found in stable) <= 3
+    assert sum(found.growing for found in stable) <= 2
     assert "latency kept growing" in " ".join(overload[0].warnings)
+
+
+def test_slower_service_is_no_growing_queue():
+    calls = itertools.count()
+    found = simulated_round(
+        lambda _: 0.001 + 2e-6 * next(calls), rate_per_s=50.0, seconds=20.0, limit_s=0.1, seed=1
+    )
+    assert not found.growing
+    assert found.meets(0.1)
 
 
 def test_late_wake_ups_count_and_are_said():
@@ -452,7 +488,34 @@ def test_rounds_go_to_json_and_back():
     found = simulated_round(lambda _: 0.01, rate_per_s=70.0, seconds=2.0, limit_s=0.1)
     assert msgspec.json.decode(msgspec.json.encode(found), type=ServerRound) == found
     assert found.p99.high_s is None  # too few queries
+    assert found.meets(0.1)
     assert not found.surely_meets(0.1)
+
+
+def test_what_varies_far_below_the_limit_does_not_make_it_unsure():
+    speed = itertools.count()
+
+    def service_s(_):
+        return 1e-5 if next(speed) < 900 else 2e-5  # the clock frequency falls near the end
+
+    found = simulated_round(service_s, rate_per_s=1.0, seconds=1000.0)
+    assert found.p99.high_s is None  # what was slow was one cluster
+    assert found.surely_meets(0.1)
+
+
+def test_clusters_above_the_limit_make_it_unsure():
+    spread, together = itertools.count(), itertools.count()
+    scattered = simulated_round(
+        lambda _: 0.05 if next(spread) % 250 == 0 else 1e-4, rate_per_s=2.0, seconds=1000.0
+    )
+    clustered = simulated_round(
+        lambda _: 0.05 if next(together) in range(500, 508) else 1e-4, rate_per_s=2.0, seconds=1000.0
+    )
+    for found in (scattered, clustered):
+        assert 8 <= sum(one > 0.02 for one in found.latencies_s) <= 10
+        assert found.meets(0.02)
+    assert scattered.surely_meets(0.02)
+    assert not clustered.surely_meets(0.02)
 
 
 # The highest rate
@@ -506,7 +569,8 @@ def test_the_highest_rate_is_found_and_holds(known):
     # A round that must be under the limit with its upper end cannot reach the very edge.
     assert 0.80 <= np.median(ratios) <= 1.0
     assert min(ratios) >= 0.65
-    assert max(ratios) <= 1.03
+    # By luck a rate is confirmed that is a little too high; the margin is there for that.
+    assert max(ratios) * 0.9 <= 1.0
     assert held / replays >= 0.98
 
 
@@ -517,6 +581,8 @@ def test_a_search_is_repeatable_and_says_what_it_did():
     assert first == highest_rate(server(steady, 0), **options)
     assert first.trials == tuple(told)
     assert [one.purpose for one in told][-1] == "confirmation"
+    rates = list(dict.fromkeys(one.rate_per_s for one in told))
+    assert rates[:2] == [100.0, pytest.approx(math.sqrt(10 * 100))]
     assert first.queries == sum(one.queries for one in told)
     assert first.seconds == pytest.approx(sum(one.seconds for one in told))
     assert first.confirmation.seconds >= 60.0
@@ -533,11 +599,14 @@ def test_rounds_are_long_enough_for_slow_servers_and_wide_limits():
     def trial(*, rate_per_s, seconds, limit_s, seed):
         asked.append((rate_per_s, seconds))
         return simulated_round(
-            lambda _: 0.1, rate_per_s=rate_per_s, seconds=seconds, limit_s=limit_s, seed=seed
+            lambda _: 0.02, rate_per_s=rate_per_s, seconds=seconds, limit_s=limit_s, seed=seed
         )
 
-    highest_rate(trial, p99_limit_s=2.0, low_per_s=1.0, high_per_s=8.0, tolerance=0.5)
-    assert all(seconds >= max(40.0, 499 / rate) for rate, seconds in asked)
+    highest_rate(trial, p99_limit_s=2.0, low_per_s=5.0, high_per_s=60.0, tolerance=0.5)
+    highest_rate(trial, p99_limit_s=0.1, low_per_s=2.0, high_per_s=10.0, tolerance=0.5)
+    assert asked[0] == (60.0, pytest.approx(40.0))
+    assert asked[-1] == (10.0, 60.0)
+    assert (10.0, 50.0) in asked
 
 
 def test_one_disturbed_trial_does_not_fail_a_rate():
@@ -553,33 +622,44 @@ def test_one_disturbed_trial_does_not_fail_a_rate():
     assert "not reached at the highest rate" in found.warnings[-1]
 
 
-def test_two_of_three_trials_decide_when_the_interval_does_not():
-    verdicts = []
+def slow_ones(count):
+    """Serves in no time but for `count` of the first 400 queries, evenly spread."""
+    spread = set(np.linspace(0, 399, count).astype(int).tolist())
+    calls = itertools.count()
+    return lambda _: 0.03 if next(calls) in spread else 1e-6
+
+
+@pytest.mark.parametrize(
+    ("script", "passed"),
+    [
+        ([0], True),  # the interval is under the limit
+        ([3, 0], True),
+        ([3, 3], True),  # p99 is, and so it is again
+        ([20, 3, 0], True),
+        ([20, 3, 3], True),
+        ([3, 20, 20], False),
+        ([20, 20], False),
+        ([20, 3, 20], False),
+    ],
+)
+def test_two_of_three_trials_decide_when_the_interval_does_not(script, passed):
+    counts = iter(script)
 
     def trial(*, rate_per_s, seconds, limit_s, seed):
-        # 1 % of queries, give or take, are slow, in no clusters: p99 lies on the edge.
-        generator = np.random.default_rng(seed)
-        found = simulated_round(
-            lambda _: 0.03 if generator.random() < 0.01 else 0.0001,
-            rate_per_s=rate_per_s,
-            seconds=seconds,
-            limit_s=limit_s,
-            seed=seed,
+        count = next(counts, 0 if passed else 20)
+        return simulated_round(
+            slow_ones(count), rate_per_s=rate_per_s, seconds=seconds, limit_s=limit_s, seed=seed
         )
-        verdicts.append((found.meets(limit_s), found.surely_meets(limit_s)))
-        return found
 
-    for seed in range(20):
-        verdicts.clear()
-        try:
-            highest_rate(trial, p99_limit_s=0.02, low_per_s=5.0, high_per_s=5.01, seed=seed * 10)
-        except MeasurementError as error:
-            met = [verdict for verdict, _ in verdicts]
-            if "passed a short trial" in str(error):
-                continue
-            assert sum(met[:3]) < 2 or sum(met) < 2
-        else:
-            assert any(sure for _, sure in verdicts)
+    told = []
+    options = {"p99_limit_s": 0.02, "low_per_s": 2.0, "high_per_s": 5.0, "on_trial": told.append}
+    if passed:
+        assert highest_rate(trial, **options).confirmation.rate_per_s == 5.0
+    else:
+        with pytest.raises(MeasurementError, match="Even at a rate of 2 per second"):
+            highest_rate(trial, **options)
+    at_first = [one for one in told if one.rate_per_s == 5.0 and one.purpose == "search"]
+    assert len(at_first) == len(script)
 
 
 def test_a_rate_that_does_not_hold_is_lowered_by_the_margin():

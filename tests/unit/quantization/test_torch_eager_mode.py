@@ -115,13 +115,17 @@ def test_a_module_without_any_sequence_is_as_it_was(images: np.ndarray) -> None:
     np.testing.assert_array_equal(outputs_of(result, images), outputs_of(module, images))
 
 
+@pytest.fixture(scope="module")
+def artifact(stubbed: nn.Module, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eager") / "artifact"
+    return quantized("torch/int8-eager", material_of(stubbed, images), folder)
+
+
 @pytest.mark.parametrize("engine", ["torch", "torchscript"])
 def test_the_quantized_module_resembles_the_module(
-    engine: str, stubbed: nn.Module, images: np.ndarray, tmp_path: Path
+    engine: str, stubbed: nn.Module, images: np.ndarray, artifact: Path
 ) -> None:
-    name = f"{engine}/int8-eager"
-    material = material_of(stubbed, images)
-    session = loaded(name, quantized(name, material, tmp_path / "artifact"), material)
+    session = loaded(f"{engine}/int8-eager", artifact, material_of(stubbed, images))
     for size in (1, 3, 32):
         (got,) = session.run((images[:size],))
         want = outputs_of(stubbed, images[:size])
@@ -129,10 +133,9 @@ def test_the_quantized_module_resembles_the_module(
         assert not np.allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_kernels_are_integer_and_fused(stubbed: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
-    folder = quantized("torch/int8-eager", material_of(stubbed, images), tmp_path / "artifact")
+def test_kernels_are_integer_and_fused(artifact: Path) -> None:
     with pytest.warns(DeprecationWarning):
-        module = torch.jit.load(folder / "model.torchscript")
+        module = torch.jit.load(artifact / "model.torchscript")
     found = [node.kind() for node in module.inlined_graph.nodes()]
     assert found.count("quantized::conv2d_relu") == 1
     assert found.count("quantized::conv2d") == 2

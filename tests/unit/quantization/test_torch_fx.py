@@ -272,6 +272,30 @@ def test_scopes(
     assert cosine(got, outputs_of(net, images)) > 0.98
 
 
+def test_dense_around_an_operation_with_float_and_integer_readers(tmp_path: Path, images: np.ndarray) -> None:
+    class Residual(nn.Module):
+        """The pool is read by a convolution and by a sum, as in every ResNet."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.act, self.pool = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2)
+            self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.pool(self.act(self.stem(x)))
+            return self.head((x + self.conv(x)).mean((2, 3)))
+
+    torch.manual_seed(4)
+    module = Residual().eval()
+    material = with_export(material_of(module, images), tmp_path / "export")
+    folder = quantized("torch/int8-fx-dense", material, tmp_path / "artifact")
+    found = operators(folder)
+    assert found.count("quantized::conv2d_relu") == found.count("quantized::conv2d") == 1
+    assert "quantized::add" not in found and "aten::add" in found
+    (got,) = loaded("torch/int8-fx-dense", folder, material).run((images,))
+    assert cosine(got, outputs_of(module, images)) > 0.98
+
+
 def test_a_scope_that_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     x = rng.normal(size=(8, 6)).astype(np.float32)
     material = with_export(material_of(nn.Sequential(nn.Linear(6, 3)).eval(), x), tmp_path / "export")
@@ -318,6 +342,54 @@ def test_a_model_whose_batch_is_fixed(tmp_path: Path, rng: np.random.Generator) 
     assert cosine(session.run((x[:4],))[0], outputs_of(module, x[:4])) > 0.98
 
 
+def test_a_convolution_that_pads_by_the_size_is_traced_and_fused(tmp_path: Path, images: np.ndarray) -> None:
+    class Same(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, columns = (max((-(-size // 2) - 1) * 2 + 3 - size, 0) for size in x.size()[-2:])
+            if rows > 0 or columns > 0:
+                x = functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+            return functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = Same(3, 16, 3, 2, bias=False), NormAct(16)
+            self.deep, self.head = Same(16, 16, 3, 2, groups=16), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.deep(self.norm(self.stem(x))).mean((2, 3)))
+
+    torch.manual_seed(5)
+    module = settled(Padded(), images)
+    material = with_export(material_of(module, images), tmp_path / "export")
+    for scope, integer in (("", 2), ("-no-depthwise", 1)):
+        folder = quantized(f"torch/int8-fx{scope}", material, tmp_path / f"artifact{scope}")
+        found = operators(folder)
+        assert found.count("quantized::conv2d_relu") == 1
+        assert sum(kind.startswith("quantized::conv2d") for kind in found) == integer
+        for size in (1, 3):
+            (got,) = loaded("torch/int8-fx", folder, material).run((images[:size],))
+            assert cosine(got, outputs_of(module, images[:size])) > 0.98
+
+
+def test_functional_convolutions_whose_weight_is_shared_are_left(images: np.ndarray) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = functional.conv2d(x, self.inner.weight, self.inner.bias, 2)
+            return functional.conv2d(y, self.inner.weight) + self.inner(y)
+
+    torch.manual_seed(6)
+    module = Shared().eval()
+    traced = torch.fx.symbolic_trace(module)
+    simplify(traced)
+    before = outputs_of(module, images)
+    np.testing.assert_allclose(outputs_of(traced, images), before, rtol=0, atol=1e-6 * np.abs(before).max())
+
+
 def test_data_dependent_control_flow_is_one_line(tmp_path: Path, rng: np.random.Generator) -> None:
     material = material_of(Branching().eval(), rng.normal(size=(8, 6)).astype(np.float32))
     with pytest.raises(EngineError, match=r"cannot be traced: symbolically traced variables") as caught:
@@ -343,11 +415,13 @@ def test_a_pytorch_without_fx_quantization(
 @pytest.mark.parametrize("engine", ["torch", "torchscript"])
 def test_what_is_offered(engine: str) -> None:
     quantizer = quantizer_named(f"{engine}/int8-fx")
-    on_x86 = [recipe.name for recipe in quantizer.recipes(("avx2", "fma"))]
+    on_x86 = [recipe.name for recipe in quantizer.recipes(("avx2", "avx512_vnni"))]
     assert on_x86 == [
         f"{engine}/int8-fx{rest}"
         for rest in ("", "-onednn", "-fbgemm", "-dense", "-no-depthwise", "-no-edges")
     ]
+    without_vnni = [recipe.name for recipe in quantizer.recipes(("avx2",))]
+    assert without_vnni == [name for name in on_x86 if not name.endswith("fbgemm")]
     on_arm = [recipe.name for recipe in quantizer.recipes(("neon", "asimddp"))]
     assert on_arm == [
         f"{engine}/int8-fx-qnnpack{rest}" for rest in ("", "-dense", "-no-depthwise", "-no-edges")

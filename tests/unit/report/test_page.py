@@ -258,6 +258,47 @@ def recipes_of(content: ReportContent) -> set[Recipe]:
     }
 
 
+def test_a_recipe_wears_the_marker_of_its_engine(sample):
+    root = check(render_page(sample))
+    table = root.all("table")[0]
+    worn = {
+        words(row.all("th")[0]).partition("/")[0]: row.all("path")[0].attributes["class"].split()[1]
+        for row in table.all("tbody")[0].all("tr")
+    }
+    del worn["eager PyTorchthe model as it was"]
+    assert worn == {
+        "openvino": "k4",
+        "onnxruntime": "k3",
+        "inductor": "k2",
+        "torchscript": "k1",
+        "torch": "k0",
+    }
+
+
+def test_warnings_of_every_source_stand_above_the_figures_and_once(sample):
+    def speed(*texts):
+        return msgspec.structs.replace(sample.chosen_throughput, warnings=texts)
+
+    root = check(
+        render_page(
+            msgspec.structs.replace(
+                sample,
+                warnings=("the `clock` changed", "too few samples"),
+                accuracy=msgspec.structs.replace(sample.accuracy, warnings=("too few samples",)),
+                chosen_throughput=speed("unstable"),
+                baseline_throughput=speed("unstable"),
+            )
+        )
+    )
+    (box,) = root.all("aside")
+    assert [words(item) for item in box.all("li")] == [
+        "The clock changed",
+        "Too few samples",
+        "Unstable",
+        "Baseline: unstable",
+    ]
+
+
 def test_the_same_content_gives_the_same_page(sample):
     assert render_page(sample) == render_page(msgspec.structs.replace(sample))
 
@@ -326,30 +367,37 @@ def test_control_characters_and_lone_surrogates_do_not_reach_the_page(sample):
     assert "red \ufffd \ufffd back" in page
 
 
-def test_two_hundred_outcomes_stay_below_300_kb(sample):
-    long = " ".join(["a reason that goes on and on"] * 40)
-    many = [
+def two_hundred_accepted(content):
+    return tuple(
         Accepted(
             candidate=Candidate(
-                Recipe("onnxruntime", "int8", "static", f"percentile-{index % 40}", "no-depthwise"),
-                Settings(threads=1, instances=2, batch_size=1 + index, knobs={"spin": False, "level": "all"}),
+                Recipe("onnxruntime", "int8", "static", f"percentile-{index}", "no-depthwise"),
+                Settings(threads=1, instances=2, batch_size=1 + index, knobs={"spin": False}),
             ),
-            accuracy=msgspec.structs.replace(sample.accuracy, drop=index * 1e-5),
-            throughput=Throughput(per_s=1000.0 + index, rounds_per_s=(1000.0 + index,)),
+            accuracy=msgspec.structs.replace(content.accuracy, drop=index * 1e-5),
+            throughput=Throughput(per_s=1000.0 + 10 * index, rounds_per_s=(1000.0 + 10 * index,)),
             seconds=1.5,
         )
-        for index in range(120)
-    ]
-    lost = [
+        for index in range(200)
+    )
+
+
+def two_hundred_failed(content):
+    long = " ".join(["a reason that goes on and on"] * 40)
+    return tuple(
         Failed(
             recipe=Recipe("torch", "int8", "fx", f"v{index}"),
             error=f"{index}: {long}",
             reproduce=long,
             seconds=2.0,
         )
-        for index in range(80)
-    ]
-    page = render_page(msgspec.structs.replace(sample, outcomes=(*many, *lost)))
+        for index in range(200)
+    )
+
+
+@pytest.mark.parametrize("outcomes", [two_hundred_accepted, two_hundred_failed])
+def test_two_hundred_outcomes_stay_below_300_kb(sample, outcomes):
+    page = render_page(msgspec.structs.replace(sample, outcomes=outcomes(sample)))
     root = check(page)
     assert len(page.encode()) < 300_000
     assert len(root.all("details")[0].all("tr")) == 201
@@ -495,7 +543,7 @@ odd_content = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(odd_content)
 def test_whatever_the_search_went_through_there_is_a_sound_page(content):
     root = check(render_page(content))

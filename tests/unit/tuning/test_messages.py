@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from alula.core import Recipe, Settings, Signature, TensorSpec
+from alula.measure import simulated_round, single_stream
 from alula.sources import Source
 from alula.tuning import messages as m
 
@@ -35,6 +36,8 @@ REQUESTS = (
     m.PredictRequest(inputs=("a.npy",), outputs=("y.npy", "z.npy"), limit=7),
     m.PredictRequest(inputs=("a.npy",), outputs=("y.npy",)),
     m.MeasureRequest(inputs=("a.npy",), seconds=0.25),
+    m.StreamRequest(inputs=("a.npy",), seconds=2.5, max_s=7.0),
+    m.ServeRequest(inputs=("a.npy",), rate_per_s=12.5, seconds=3.0, limit_s=0.05, seed=4),
 )
 REPLIES = (
     m.Described(signature=SIGNATURE, notes=("folded one weight",)),
@@ -42,6 +45,8 @@ REPLIES = (
     m.Loaded(seconds=1e-9),
     m.Predicted(n=3, samples_per_s=4.5),
     m.Measured(samples=16, wall_s=0.1, calls_s=(0.05, 0.05), cpu_s=0.2),
+    m.Streamed(latency=single_stream(lambda: None, seconds=0.0, min_queries=3)),
+    m.Served(found=simulated_round(lambda samples: 0.01, rate_per_s=20.0, seconds=1.0, limit_s=None, seed=1)),
     m.Problem(error="It failed.\nTwice: »über«"),
 )
 

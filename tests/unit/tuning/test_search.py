@@ -311,7 +311,7 @@ def test_an_interrupt_ends_with_the_best_so_far_and_the_same_search_continues(
     script(seconds_per_batch=0.005)
     plan = replace(plan, recipes=(REAL, FAKE))
 
-    class Interrupted(Exception):
+    class KilledError(Exception):
         """Stands for the end of the process."""
 
     def interrupt(text: str) -> None:
@@ -323,9 +323,9 @@ def test_an_interrupt_ends_with_the_best_so_far_and_the_same_search_continues(
 
     def kill(outcome: Outcome) -> None:
         if isinstance(outcome, Accepted) and outcome.candidate.recipe == FAKE:
-            raise Interrupted
+            raise KilledError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(KilledError):
         search(plan, journal=Journal(plan.workdir / "search.jsonl"), on_outcome=kill)
     reports: list[str] = []
     again: list[Outcome] = []
