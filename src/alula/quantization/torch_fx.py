@@ -99,6 +99,7 @@ class TorchFx:
             with one_line_failures("FX quantization cannot quantize this model"):
                 simplify(traced)
                 mapping = qconfig_mapping(backend, saturating=material.saturating)
+                _leave_integers(mapping, traced)
                 if recipe.scope != "all":
                     traced = quantize_fx.fuse_fx(traced)
                     mapping = _limited(mapping, traced, material.export, recipe.scope)
@@ -253,6 +254,20 @@ def _fold(convolution: nn.Module, normalisation: dict[str, Any]) -> None:
         normalisation["weight"],
         normalisation["bias"],
     )
+
+
+def _leave_integers(mapping: Any, traced: fx.GraphModule) -> None:
+    """Leave alone what reads tensors of integers: PyTorch takes every tensor for one of floats to observe."""
+    order: Counter[Any] = Counter()
+    for node in traced.graph.nodes:
+        reads = any(source.meta.get("integers", False) for source in node.all_input_nodes)
+        if reads and node.op == "call_function":
+            mapping.set_module_name_object_type_order("", node.target, order[node.target], None)
+        elif reads and node.op == "call_method":
+            mapping.set_object_type(node.target, None)
+        elif reads and node.op == "call_module":
+            mapping.set_module_name(node.target, None)
+        order[node.target] += node.op == "call_function"
 
 
 def _limited(mapping: Any, fused: fx.GraphModule, export: Path, scope: Scope) -> Any:

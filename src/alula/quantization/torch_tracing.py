@@ -21,7 +21,8 @@ def trace(
     Plain symbolic tracing knows no sizes, and fails where control flow depends on them, as it does in padding
     that keeps a size. Here every operation also runs on two batches. A size that is the same for both is a
     constant of the graph, one that differs follows the batch and stays symbolic. Control flow that depends on
-    values still fails. Parameters of `forward` that no input is given for have their defaults.
+    values still fails. Parameters of `forward` that no input is given for have their defaults. Nodes that give
+    a tensor of integers or truth values have `integers` in their `meta`.
 
     Args:
         module: in eval mode.
@@ -72,6 +73,11 @@ def trace(
                     self._values[proxy.node] = (self._computed(proxy.node, 0), self._computed(proxy.node, 1))
                 finally:
                     self._computing = False
+            if kind != "output":
+                value = self._values[proxy.node][0]
+                proxy.node.meta["integers"] = (
+                    isinstance(value, torch.Tensor) and not value.is_floating_point()
+                )
             return proxy
 
         # While tracing, every call of a module and every look at its parameters comes through these two.

@@ -21,11 +21,20 @@ _ORDER = (
     "openvino/fp32",
     "onnxruntime/fp32",
     "openvino/int8-nncf",
-    "openvino/int8-nncf-dense",
     "onnxruntime/int8-static",
+    "openvino/int8-nncf-no-edges",
+    "openvino/int8-nncf-bf16-dense",
+    "openvino/bf16",
+    "openvino/int8-nncf-dense",
+    "onnxruntime/int8-static-no-edges",
     "torchscript/fp32",
     "torch/fp32",
+    "openvino/int8-nncf-full-bias",
+    "onnxruntime/int8-static-percentile",
+    "openvino/int8-nncf-direct",
+    "torchscript/int8-fx",
     "inductor/fp32",
+    "inductor/int8-pt2e",
 )
 
 

@@ -1,8 +1,8 @@
 """Makes a network with random weights behave like a trained one, in a process of its own.
 
-Run as `python -m alula.workflows.random_weights FOLDER`: reads the request in the folder and writes the
-answer there. Speed does not depend on the values of weights, with one exception: INT8 needs activations of
-ordinary size, which a freshly built network does not have. So BatchNorm's statistics are measured on noise.
+Speed does not depend on the values of weights, with one exception: INT8 needs activations of ordinary size,
+which a freshly built network does not have. So BatchNorm's statistics are measured on noise. `main` reads the
+request in the folder that the command line names, and writes the answer there.
 """
 
 from __future__ import annotations

@@ -182,11 +182,7 @@ class Peaks:
         Raises:
             MeasurementError: no contender of a precision has rounds.
         """
-        speeds = {
-            name: statistics.median(one.per_s for one in found)
-            for name, found in rounds.items()
-            if name in self.contenders
-        }
+        speeds = {name: statistics.median(one.per_s for one in taken) for name, taken in rounds.items()}
         macs_per_s = {name: speeds[name] * one.macs for name, one in self.products.items() if name in speeds}
         lost = {**self.failures, **failures}
         found: dict[Precision, float] = {}

@@ -64,8 +64,7 @@ SEEDS = (
     "convnext_tiny",
     "efficientvit_b0",
 )
-"""What is surveyed unless other names are given: backbones that bioacoustics and vision contests were won
-with."""
+"""What is surveyed unless other names are given: backbones in use for images and for spectrograms."""
 
 NOISE_SAMPLES = 16
 # Weights are random: what the outputs are is of no interest, and no metric of agreement can drop by more.
@@ -259,19 +258,18 @@ def survey(
 
     rows: list[SurveyRow] = []
     with _Interrupts() as interrupts:
-        for position, name in enumerate(asked):
-            left_min = math.ceil((len(asked) - position) * budget_s / 60)
-            report(f"{position + 1} of {len(asked)}: {name}; about {left_min} min left")
-            try:
-                row = run.row(name)
-            except KeyboardInterrupt:
-                if not rows:
-                    raise
-                break
-            rows.append(msgspec.structs.replace(row, score=scores.get(name)))
+        try:
+            for position, name in enumerate(asked):
+                left_min = math.ceil((len(asked) - position) * budget_s / 60)
+                report(f"{position + 1} of {len(asked)}: {name}; about {left_min} min left")
+                rows.append(msgspec.structs.replace(run.row(name), score=scores.get(name)))
+                _write_files(summary(rows), output, plot)
+                if interrupts.came:
+                    break
+        except KeyboardInterrupt:
+            if not rows:
+                raise
             _write_files(summary(rows), output, plot)
-            if interrupts.came:
-                break
     return summary(rows)
 
 

@@ -56,6 +56,19 @@ def test_a_trace_that_took_a_batch_size_for_a_constant_is_scripted(x: np.ndarray
         torch.testing.assert_close(module(tensor), factor * tensor)
 
 
+def test_a_trace_that_changes_a_type_is_scripted(tmp_path: Path, rng: np.random.Generator) -> None:
+    class Scaled(nn.Module):
+        def forward(self, codes: torch.Tensor) -> torch.Tensor:
+            return 0.5 * codes.sum(dim=1, keepdim=True)
+
+    codes = rng.integers(0, 9, (4, 3))
+    write_torchscript(Scaled(), material_of(Scaled(), codes), tmp_path)
+    with pytest.warns(DeprecationWarning):
+        module = torch.jit.load(tmp_path / "model.torchscript")
+    with torch.jit.optimized_execution(False):
+        assert module(torch.from_numpy(codes)).dtype == torch.float32
+
+
 def test_a_module_that_neither_way_keeps(x: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"not survive .* Traced: Outputs differ by 0\.\d+ .* Scripted: ."):
         write_torchscript(Counted(), material_of(nn.Identity(), x), tmp_path)

@@ -347,6 +347,23 @@ def test_an_interrupt_of_a_model_with_nothing_to_show_keeps_the_rows_before(
         small(["small", "large"])
 
 
+def test_an_interrupt_while_a_row_is_written_loses_nothing(
+    known_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, calls = surveying._write, []
+
+    def write(path: Path, text: str) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        whole(path, text)
+
+    monkeypatch.setattr(surveying, "_write", write)
+    report = small(["large", "small", "slow"], output=tmp_path / "s.csv")
+    assert [one.model for one in report.rows] == ["large", "small"]
+    assert [line["model"] for line in table(tmp_path / "s.csv")] == ["large", "small"]
+
+
 def test_each_row_is_written_when_it_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     output, seen = tmp_path / "s.csv", []
 
