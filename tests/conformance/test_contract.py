@@ -48,6 +48,8 @@ QUANTIZER_RUNTIMES = {
     "torchscript/int8-fx": "torch",
     "torch/int8-eager": "torch",
     "torch/int8-dynamic": "torch",
+    "torchscript/int8-eager": "torch",
+    "torchscript/int8-dynamic": "torch",
     "inductor/int8-pt2e": "torchao",
     "openvino/int8-nncf": "nncf",
 }
@@ -92,6 +94,18 @@ class TwoInTwoOut(ConvNet):
         return {"logits": super().forward(x) + 0.1 * codes.sum(dim=1, keepdim=True), "echo": codes}
 
 
+class MatrixNet(nn.Module):
+    """(b, 3, 16, 16) to logits (b, 5) by matrix products alone, with stubs for eager-mode quantization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dequant(self.body(self.quant(x)))
+
+
 def images(rng: np.random.Generator, batch: int) -> np.ndarray:
     """Return blobs of colour with noise, float32 (b, 3, 16, 16), around zero."""
     grid = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -115,7 +129,7 @@ def calibrated(module: ConvNet, rng: np.random.Generator) -> ConvNet:
 class Subject:
     """A module, what goes into it, and its exports."""
 
-    module: ConvNet
+    module: nn.Module
     signature: Signature
     exports: dict[ExportFormat, Path]
     example: Callable[[np.random.Generator, int], Arrays]
@@ -128,9 +142,13 @@ class Subject:
         return tuple(leaf.numpy().copy() for leaf in leaves)
 
 
-def exported(module: ConvNet, example: Callable[[np.random.Generator, int], Arrays], folder: Path) -> Subject:
+def exported(
+    module: nn.Module, example: Callable[[np.random.Generator, int], Arrays], folder: Path
+) -> Subject:
     rng = np.random.default_rng(5)
-    calibrated(module, rng)
+    if isinstance(module, ConvNet):
+        calibrated(module, rng)
+    module.eval()
     signature = None
     exports = {}
     for target in FORMATS:
@@ -146,6 +164,13 @@ def simple(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """One input, one output."""
     torch.manual_seed(3)
     return exported(ConvNet(), lambda rng, b: (images(rng, b),), tmp_path_factory.mktemp("simple"))
+
+
+@pytest.fixture(scope="module")
+def matrices(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """One input, one output, nothing but matrix products."""
+    torch.manual_seed(5)
+    return exported(MatrixNet(), lambda rng, b: (images(rng, b),), tmp_path_factory.mktemp("matrices"))
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +250,12 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def loadable(recipe: Recipe, simple: Subject, tmp_path_factory: pytest.TempPathFactory) -> Loadable:
-    """The recipe on the simple model."""
-    return built(recipe, simple, tmp_path_factory.mktemp("artifact"))
+def loadable(
+    recipe: Recipe, simple: Subject, matrices: Subject, tmp_path_factory: pytest.TempPathFactory
+) -> Loadable:
+    """The recipe on the simple model, or on one of the kind that it is for."""
+    subject = matrices if recipe.quantizer in {"dynamic", "eager"} else simple
+    return built(recipe, subject, tmp_path_factory.mktemp("artifact"))
 
 
 @pytest.fixture(scope="module")
@@ -529,11 +557,13 @@ def test_a_missing_quantizer(
 
 @pytest.mark.parametrize("name", quantizer_names())
 def test_quantized_for_a_saturating_cpu(
-    name: str, simple: Subject, tmp_path: Path, rng: np.random.Generator
+    name: str, simple: Subject, matrices: Subject, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    loadable = built(quantizer_named(name).recipes(ISA)[0], simple, tmp_path, saturating=True)
+    recipe = quantizer_named(name).recipes(ISA)[0]
+    subject = matrices if recipe.quantizer in {"dynamic", "eager"} else simple
+    loadable = built(recipe, subject, tmp_path, saturating=True)
     session = loadable.load(LAYOUTS[0])
-    inputs = simple.example(rng, 32)
+    inputs = subject.example(rng, 32)
     agrees(loadable, inputs, session.run(inputs))
     session.close()
 

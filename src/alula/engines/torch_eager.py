@@ -140,9 +140,14 @@ def _closed(*_: object) -> object:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type and the first line of what an exception says."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """Return the type and the first line of what an exception says, or the one that tells the cause."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # TorchScript's interpreter tells where it was first, and what happened, with its type, last.
+    if len(lines) > 1 and lines[0].startswith("The following operation failed"):
+        return lines[-1].strip()
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 class TorchEngine:

@@ -46,6 +46,9 @@ INSTALL = "pip install 'alula[torch]'"
 DEFAULT_BACKEND = "x86"
 """The backend of a recipe that names none in its variant."""
 
+# Operators whose second argument may be a number.
+_WITH_A_NUMBER = ("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "pow", "remainder")
+
 # Reloaded weights are the same integers, so only float layers left in between may round otherwise.
 MAX_DIFFERENCE = 1e-4
 
@@ -158,7 +161,9 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    # TorchScript's interpreter tells where it was first and what happened last.
+    told_last = len(lines) > 1 and lines[0].startswith("The following operation failed")
+    text = lines[-1 if told_last else 0] if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
@@ -216,8 +221,8 @@ def write_torchscript(module: nn.Module, material: Material, artifact: Path) -> 
 
     It is traced on a calibration batch, and scripted where the trace does not fit other batches. The file is
     loaded again and compared on a batch of other values and, where the model allows it, of another size, as
-    it is and as TorchScript optimises it: quantized weights can be lost on the way without a word, a trace
-    can take a batch size for a constant, and makes numbers of Python tensors of a type of their own.
+    it is and as TorchScript optimises it: quantized weights can be lost on the way without a word, and a
+    trace can take a batch size for a constant.
     Must run under `using_backend`, for which the weights are packed when the file is loaded.
 
     Args:
@@ -234,7 +239,7 @@ def write_torchscript(module: nn.Module, material: Material, artifact: Path) -> 
     example = example_of(material)
     other = another(example, material)
     ways: tuple[Callable[[], Any], ...] = (
-        lambda: torch.jit.trace(_FlatOutputs.wrap(module), example, check_trace=False, strict=False),
+        lambda: _traced(module, example),
         lambda: torch.jit.script(module),
     )
     problems = []
@@ -255,6 +260,26 @@ def write_torchscript(module: nn.Module, material: Material, artifact: Path) -> 
         "The quantized module does not survive being saved as TorchScript. "
         f"Traced: {problems[0]} Scripted: {problems[1]}"
     )
+
+
+def _traced(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    """Return the trace of a module, flat outputs, with Python's numbers as numbers.
+
+    A trace makes tensors of them, in double precision, and a file forgets that they were numbers: a product
+    of integers and 0.1 would be double.
+    """
+    import torch
+
+    traced = torch.jit.trace(_FlatOutputs.wrap(module), example, check_trace=False, strict=False)
+    graph = traced.graph
+    torch._C._jit_pass_inline(graph)
+    for node in (node for kind in _WITH_A_NUMBER for node in graph.findAllNodes(f"aten::{kind}")):
+        number = list(node.inputs())[1]
+        value = number.toIValue() if number.node().kind() == "prim::Constant" else None
+        if isinstance(value, torch.Tensor) and value.ndim == 0:
+            with graph.insert_point_guard(node):
+                node.replaceInput(1, graph.insertConstant(value.item()))
+    return traced
 
 
 def _outputs_again(path: Path, batch: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -21,8 +21,8 @@ def trace(
     Plain symbolic tracing knows no sizes, and fails where control flow depends on them, as it does in padding
     that keeps a size. Here every operation also runs on two batches. A size that is the same for both is a
     constant of the graph, one that differs follows the batch and stays symbolic. Control flow that depends on
-    values still fails. Parameters of `forward` that no input is given for have their defaults. Nodes that give
-    a tensor of integers or truth values have `integers` in their `meta`.
+    values still fails. Parameters of `forward` that no input is given for have their defaults. Nodes that
+    give a tensor of integers or truth values have `integers` in their `meta`.
 
     Args:
         module: in eval mode.

@@ -22,7 +22,7 @@ from alula.cli import cli
 from alula.tuning import SearchPlan
 from alula.workflows import optimization
 
-COMMANDS = ("optimize", "predict", "bench", "inspect", "doctor", "demo")
+COMMANDS = ("optimize", "predict", "bench", "inspect", "report", "survey", "doctor", "demo")
 
 
 @dataclass(frozen=True)
