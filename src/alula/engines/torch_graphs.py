@@ -86,10 +86,11 @@ def channels_last(module: fx.GraphModule) -> Callable[..., object]:
     for weight in _only_read_by(module, _CONVOLUTIONS_2D):
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    for node in module.graph.nodes:
-        # A view of neighbouring axes that are not neighbours in memory any more needs a copy.
-        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = torch.ops.aten.reshape.default
+    for part in _graphs(module):
+        for node in part.graph.nodes:
+            # A view of neighbouring axes that are not neighbours in memory any more needs a copy.
+            if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+                node.target = torch.ops.aten.reshape.default
     _drop_checks(module)
     return with_images_innermost(module)
 
@@ -176,10 +177,18 @@ def _drop_checks(module: fx.GraphModule) -> None:
     """Take out the export's checks that an intermediate value has the type and layout that it had then."""
     import torch
 
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
-    module.recompile()
+    for part in _graphs(module):
+        for node in list(part.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                part.graph.erase_node(node)
+        part.recompile()
+
+
+def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """Return the module and those for its regions under autocast or without gradients."""
+    from torch import fx
+
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
 
 
 def _converted(graph: Any, before: Any, value: Any, dtype: torch.dtype) -> Any:

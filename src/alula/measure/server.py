@@ -539,9 +539,10 @@ def highest_rate(
 
     A rate passes the search when the upper end of an interval of p99 is under the limit
     (`ServerRound.surely_meets`); when it is not, the trial is repeated with other arrivals, and two of
-    three must have met the limit as measured.
-    Rates are halved on a logarithmic scale from `high_per_s` down, since trials above the limit stop
-    early and cost little; `low_per_s` is tried only when nothing above it passed.
+    three must have met the limit as measured. The range is halved on a logarithmic scale from `high_per_s`
+    down, since trials above the limit stop early and cost little; `low_per_s` is tried only when nothing
+    above it passed. At the end the lowest rate that failed is tried once more, and if it passes, the search
+    goes on above it.
 
     The rate found is then held for `confirm_s`. There the upper end of the interval must be under the
     limit, in this round or in one more, which lasts up to five times as long where slow queries were so
@@ -559,7 +560,7 @@ def highest_rate(
         high_per_s: the highest; nothing exceeds the offline throughput.
         tolerance: the search ends when the rates that pass and fail differ by this share.
         margin: how much lower to go where a rate was not confirmed, and below the rate confirmed; a share.
-        seconds: of a trial; at least 20 limits and `min_queries` are waited for.
+        seconds: of a trial; at least 20 limits and `min_queries` are waited for, and at most 900,000 queries.
         confirm_s: of the confirmation; the same holds.
         min_queries: expected in any round; p99 has no interval below 368.
         seed: of the first trial; each takes the next.
@@ -586,9 +587,10 @@ def highest_rate(
     def attempt(
         rate_per_s: float, shortest_s: float, purpose: Literal["search", "confirmation"]
     ) -> ServerRound:
+        lasting_s = max(shortest_s, min_queries / rate_per_s, _LIMITS_PER_TRIAL * p99_limit_s)
         found = trial(
             rate_per_s=rate_per_s,
-            seconds=max(shortest_s, min_queries / rate_per_s, _LIMITS_PER_TRIAL * p99_limit_s),
+            seconds=min(lasting_s, 0.9 * MAX_QUERIES / rate_per_s),
             limit_s=p99_limit_s,
             seed=seed + len(trials),
         )
@@ -670,16 +672,25 @@ def _longer(found: ServerRound, p99_limit_s: float) -> float:
 
 
 def _bisected(passes: Callable[[float], bool], *, low: float, high: float, tolerance: float) -> float | None:
-    """Return a rate that passes, with one that fails at most `tolerance` above it; None if all fail."""
+    """Return a rate that passes, with one that failed twice at most `tolerance` above it; None if all fail.
+
+    A disturbance that fails a rate would keep the search below it for good. So the lowest rate that failed
+    is asked once more at the end, and if it passes, the search goes on between it and the next higher one.
+    """
     if passes(high):
         return high
-    bottom = low
-    while high > low * (1 + tolerance):
-        middle = math.sqrt(low * high)
-        if passes(middle):
-            low = middle
-        else:
-            high = middle
+    bottom, failed = low, [high]
+    while failed:
+        while failed[-1] > low * (1 + tolerance):
+            middle = math.sqrt(low * failed[-1])
+            if passes(middle):
+                low = middle
+            else:
+                failed.append(middle)
+        again = failed.pop()
+        if not passes(again):
+            break
+        low = again
     return low if low > bottom or passes(low) else None
 
 

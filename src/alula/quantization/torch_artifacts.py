@@ -276,9 +276,9 @@ def _traced(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.S
     for node in (node for kind in _WITH_A_NUMBER for node in graph.findAllNodes(f"aten::{kind}")):
         number = list(node.inputs())[1]
         value = number.toIValue() if number.node().kind() == "prim::Constant" else None
-        if isinstance(value, torch.Tensor) and value.ndim == 0:
+        if isinstance(value, (int, float)) and number.type().kind() == "TensorType":
             with graph.insert_point_guard(node):
-                node.replaceInput(1, graph.insertConstant(value.item()))
+                node.replaceInput(1, graph.insertConstant(value))
     return traced
 
 

@@ -21,8 +21,8 @@ def trace(
     Plain symbolic tracing knows no sizes, and fails where control flow depends on them, as it does in padding
     that keeps a size. Here every operation also runs on two batches. A size that is the same for both is a
     constant of the graph, one that differs follows the batch and stays symbolic. Control flow that depends on
-    values still fails. Parameters of `forward` that no input is given for have their defaults. Nodes that
-    give a tensor of integers or truth values have `integers` in their `meta`.
+    values still fails. Types and devices are constants. Parameters of `forward` that no input is given for
+    have their defaults. Nodes that give a tensor of integers or truth values have `integers` in their `meta`.
 
     Args:
         module: in eval mode.
@@ -50,6 +50,14 @@ def trace(
 
         def dim(self) -> Any:
             return self.ndim
+
+        @property
+        def dtype(self) -> Any:
+            return tracer.constant(self, "dtype")
+
+        @property
+        def device(self) -> Any:
+            return tracer.constant(self, "device")
 
     class SizedTracer(fx.Tracer):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
@@ -113,6 +121,11 @@ def trace(
                 size if size == also else self.create_proxy("call_method", "size", (proxy, axis), {})
                 for axis, (size, also) in enumerate(zip(one.shape, two.shape, strict=True))
             )
+
+        def constant(self, proxy: fx.Proxy, name: str) -> Any:
+            one, _ = self._values[proxy.node]
+            known = isinstance(one, torch.Tensor)
+            return getattr(one, name) if known else fx.proxy.Attribute(proxy, name)
 
         def to_bool(self, obj: fx.Proxy) -> bool:
             one, two = self._values[obj.node]

@@ -360,6 +360,13 @@ def _measurements(result: SearchResult, scenario: Scenario, prepared_s: float) -
 
 def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> tuple[str, ...]:
     found = [*result.warnings, *accepted.accuracy.warnings, *result.finalists[0].throughput.warnings]
+    if result.warnings:
+        found.insert(
+            0,
+            "the speed-up is not to be trusted: the machine was disturbed during the last comparison, and "
+            "the model as it is loses far more to other work than engines do; measure again with "
+            "`alula bench` when nothing else runs",
+        )
     speedup = result.finalists[0].speedup
     if not speedup.certain:
         found.append("no difference in speed to the baseline could be shown")

@@ -34,7 +34,9 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.norm(self.conv(x))) * self.scale
-        x = self.up(x).float()
+        x = self.up(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x.float() * 2
         return self.head(torch.flatten(x, 1)).softmax(dim=1)
 
 

@@ -609,6 +609,15 @@ def test_rounds_are_long_enough_for_slow_servers_and_wide_limits():
     assert (10.0, 50.0) in asked
 
 
+def test_rounds_of_fast_servers_are_kept_short_enough_to_remember():
+    def trial(*, rate_per_s, seconds, limit_s, seed):
+        assert len(poisson_arrivals(rate_per_s=rate_per_s, seconds=seconds, seed=seed)) <= 1_000_000
+        raise RuntimeError("seen")
+
+    with pytest.raises(RuntimeError, match="seen"):
+        highest_rate(trial, p99_limit_s=0.01, low_per_s=1.0, high_per_s=1e6)
+
+
 def test_one_disturbed_trial_does_not_fail_a_rate():
     def trial(*, rate_per_s, seconds, limit_s, seed):
         stall = iter([0.4] if seed == 0 else [])  # strikes the first trial only, and more than 1 % of it
@@ -620,6 +629,24 @@ def test_one_disturbed_trial_does_not_fail_a_rate():
     assert [one.met for one in found.trials] == [False, True, True]
     assert found.confirmation.rate_per_s == 100.0
     assert "not reached at the highest rate" in found.warnings[-1]
+
+
+def test_a_rate_that_was_disturbed_twice_is_tried_again():
+    def trial(*, rate_per_s, seconds, limit_s, seed):
+        # The third and the fourth trial are those of the first rate below the highest.
+        stall = iter([0.4] if seed in (2, 3) else [])
+        return simulated_round(
+            lambda _: next(stall, 0.01), rate_per_s=rate_per_s, seconds=seconds, limit_s=limit_s, seed=seed
+        )
+
+    found = highest_rate(trial, p99_limit_s=0.06, low_per_s=10.0, high_per_s=100.0)
+    disturbed_per_s = math.sqrt(10.0 * 100.0)
+    assert [one.met for one in found.trials if one.rate_per_s == pytest.approx(disturbed_per_s)] == [
+        False,
+        False,
+        True,
+    ]
+    assert found.confirmation.rate_per_s > 1.5 * disturbed_per_s
 
 
 def slow_ones(count):

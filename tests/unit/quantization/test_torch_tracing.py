@@ -43,6 +43,8 @@ class Asking(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:
             x = x * mask
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = x * 0.5
         if x.dtype == torch.float32 and x.shape[0] == x.flip(0).shape[0]:
             x = x + 1
         return x.mean(dim=tuple(range(1, x.ndim)))

@@ -58,8 +58,9 @@ def test_the_bundle_says_what_was_found(optimized: SimpleNamespace) -> None:
 def test_the_journal_in_the_bundle_holds_every_outcome(optimized: SimpleNamespace) -> None:
     kept = list(read_journal(optimized.bundle.path / "search.jsonl"))
     assert kept == optimized.outcomes
-    assert {type(outcome) for outcome in kept} == {Accepted}
-    assert {outcome.candidate.settings.batch_size for outcome in kept} == {1, 8, 32}
+    accepted = [outcome for outcome in kept if isinstance(outcome, Accepted)]
+    assert {outcome.candidate.settings.batch_size for outcome in accepted} >= {1, 8, 32}
+    assert all(outcome.relative is not None for outcome in accepted)
 
 
 def test_what_is_being_done_is_reported(optimized: SimpleNamespace) -> None:
@@ -68,7 +69,7 @@ def test_what_is_being_done_is_reported(optimized: SimpleNamespace) -> None:
         "preparing 20 calibration samples",
         "preparing 40 validation samples",
     ]
-    assert "trying openvino/fp32" in optimized.reports
+    assert "trying openvino/fp32; no candidate yet" in optimized.reports
 
 
 def test_the_bundle_computes_what_the_model_does(
@@ -200,7 +201,8 @@ def test_when_all_recipes_are_wrong_it_is_said_which_and_why(
         ({"metric": "top1"}, AlulaError, "label"),
         ({"max_drop": -0.1}, UsageError, "0 or more"),
         ({"max_drop": float("nan")}, UsageError, "0 or more"),
-        ({"scenario": "server"}, UsageError, "offline"),
+        ({"scenario": "serve"}, UsageError, "expected offline, single-stream, server"),
+        ({"scenario": "server"}, UsageError, "latency limit belongs to the scenario `server`"),
         ({"budget": "soon"}, UsageError, "no duration"),
         ({"threads": 0}, UsageError, "thread"),
         ({"seed": -1}, UsageError, "seed"),
