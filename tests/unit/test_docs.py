@@ -220,9 +220,7 @@ def test_the_example_engine_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (TensorSpec("x", "float32", ("b", 3)),),
         (TensorSpec("y", "float32", ("b", 3)),),
     )
-    session = engine.load(
-        artifact, recipe=recipe, signature=signature, settings=Settings(batch_size=2)
-    )
+    session = engine.load(artifact, recipe=recipe, signature=signature, settings=Settings(batch_size=2))
     x = np.array([[-1, 0, 2], [3, -4, 5]], np.float32)
     (y,) = session.run((x,))
     assert np.array_equal(y, np.maximum(x, 0))

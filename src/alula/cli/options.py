@@ -154,7 +154,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-_LISTS = {"inputs", "names", "what"}  # arguments that take several values; other lists are comma-separated text
+_LISTS = {
+    "inputs",
+    "names",
+    "what",
+}  # arguments that take several values; other lists are comma-separated text
 
 
 def csv_of(text: str | None) -> tuple[str, ...] | None:

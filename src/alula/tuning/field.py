@@ -233,7 +233,7 @@ class ProcessField:
 
     def measure(self, candidate: Candidate, seconds: float) -> Round:
         """See `Field.measure`."""
-        child = self._held.get(candidate) or self._visiting(candidate.recipe)
+        child = self._child_of(candidate)
         try:
             self._load(child, candidate)
             try:
@@ -312,6 +312,14 @@ class ProcessField:
                 child.reproduce,
             )
 
+    def _child_of(self, candidate: Candidate) -> Child:
+        """Return the child that holds a candidate, or else the visitors' one, to be loaded."""
+        child = self._held.get(candidate)
+        if child is not None and child.alive:
+            return child
+        self._held.pop(candidate, None)
+        return self._visiting(candidate.recipe)
+
     def _visiting(self, recipe: Recipe) -> Child:
         """Return the one child process for candidates that are not held; it changes with the recipe."""
         if self._visitor is not None and (self._visitor[0] != recipe or not self._visitor[1].alive):
@@ -339,7 +347,7 @@ class ProcessField:
     def _judge(self, candidate: Candidate, n: int) -> Accuracy | Rejected:
         """Compare the recipe's outputs on the first n validation samples with the baseline's."""
         recipe = candidate.recipe
-        child = self._held.get(candidate) or self._visiting(recipe)
+        child = self._child_of(candidate)
         self._load(child, candidate)
         try:
             scores, golden = predict(

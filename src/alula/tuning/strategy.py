@@ -140,6 +140,7 @@ class Strategy:
         self._anchor_is_fresh = False  # nothing else was measured since
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
         self._costs_s: list[float] = []
+        self._looks_end_s = 0.0  # set by `run`
 
     def run(self, recipes: Sequence[Recipe], *, deadline_s: float) -> tuple[Standing, ...]:
         """Return accepted candidates, the fastest first; empty when none was accepted.
@@ -151,21 +152,34 @@ class Strategy:
         """
         effort = self._effort
         race_s = effort.contenders * (effort.laps * effort.round_s / 2 + _LOADING_S)
-        looks_end_s = deadline_s - min(race_s, (deadline_s - self._clock.monotonic()) / 4)
-        for recipe in recipes:
-            known = self._field.known_scores(recipe)
-            if known:
-                self._scores |= known
-                self._anchor = self._anchor or next(iter(known))
-                continue
-            if self._scores and self._clock.monotonic() + self._expected_s() > looks_end_s:
-                self._field.skip(recipe)
-                continue
-            started_s = self._clock.monotonic()
-            self._look_at(recipe)
-            self._costs_s.append(self._clock.monotonic() - started_s)
-        self._look_closer(looks_end_s)
-        return self._race(deadline_s)
+        self._looks_end_s = deadline_s - min(race_s, (deadline_s - self._clock.monotonic()) / 4)
+        left = [recipe for recipe in recipes if not self._know(recipe)]
+        while left and not (self._scores and self._is_late(self._expected_s())):
+            self._take(left.pop(0))
+        self._look_closer()
+        standings = self._race(deadline_s)
+        while left and not standings:  # nothing was right so far, and there must be a result
+            self._take(left.pop(0))
+            standings = self._race(deadline_s)
+        for recipe in left:
+            self._field.skip(recipe)
+        return standings
+
+    def _is_late(self, ahead_s: float = 0.0) -> bool:
+        return self._clock.monotonic() + ahead_s > self._looks_end_s
+
+    def _know(self, recipe: Recipe) -> bool:
+        """Take over what an earlier search knows of a recipe; return whether that is anything."""
+        known = self._field.known_scores(recipe)
+        self._scores |= known
+        if known and self._anchor is None:
+            self._anchor = next(iter(known))
+        return bool(known)
+
+    def _take(self, recipe: Recipe) -> None:
+        started_s = self._clock.monotonic()
+        self._look_at(recipe)
+        self._costs_s.append(self._clock.monotonic() - started_s)
 
     def best_so_far(self) -> tuple[Candidate, ...]:
         """Return all candidates that were looked at, the fastest first, whether accepted or not."""
@@ -200,7 +214,7 @@ class Strategy:
         scores = [self._scores[one] for one in self._of(recipe)]
         return max(scores, default=0.0) >= self._effort.promising * self._best()
 
-    def _look_closer(self, deadline_s: float) -> None:
+    def _look_closer(self) -> None:
         """Climb from the best settings of each promising recipe to better ones close by."""
         done: set[Recipe] = set()
         while (leader := self._promising(done)) is not None and len(done) < self._effort.closer:
@@ -216,7 +230,7 @@ class Strategy:
                     candidate = Candidate(top.recipe, settings)
                     if candidate in self._scores:
                         continue
-                    if self._clock.monotonic() > deadline_s:
+                    if self._is_late():
                         return
                     self._look([candidate], looks=2)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
@@ -239,6 +253,8 @@ class Strategy:
 
     def _look(self, candidates: Sequence[Candidate], *, looks: int = 1) -> None:
         for candidate in candidates:
+            if self._scores and self._is_late():
+                return
             leader_before = self._best()
             with contextlib.suppress(AlulaError):
                 for _ in range(looks):
