@@ -558,6 +558,7 @@ import numpy as np
 from alula.core import Settings
 from alula.pipeline import run_job
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits deafness
 first = [None]
 
 def infer(batch):
