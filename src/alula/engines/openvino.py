@@ -193,6 +193,7 @@ class _Compiled:
 
         try:
             # The plug-in leaves the thread that compiles flushing denormals, and starts its own from there.
+            # It also changes that thread's signal stack, and what it leaves can be gone at the next signal.
             with ThreadPoolExecutor(1) as thread:
                 self._model = thread.submit(compiled).result()
             self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -273,14 +276,40 @@ def test_knobs(tmp_path: Path, rng: np.random.Generator) -> None:
 def test_a_performance_hint_would_change_nothing_but_its_own_name(layout: Settings, tmp_path: Path) -> None:
     path = write_ir(tmp_path / "model.xml", convolution)
     config = {"INFERENCE_NUM_THREADS": layout.total_threads, "NUM_STREAMS": layout.instances}
-    found = []
+    # One core for both: each has a signal stack of its own, and the second would put the first's back after
+    # that is gone.
+    core, found = ov.Core(), []
     for hint in ("LATENCY", "THROUGHPUT"):
-        compiled = ov.Core().compile_model(path, "CPU", {**config, "PERFORMANCE_HINT": hint})
+        compiled = core.compile_model(path, "CPU", {**config, "PERFORMANCE_HINT": hint})
         names = set(compiled.get_property("SUPPORTED_PROPERTIES")) - {"PERFORMANCE_HINT"}
         found.append({name: str(compiled.get_property(name)) for name in sorted(names)})
     assert found[0] == found[1]
     assert found[0]["NUM_STREAMS"] == str(layout.instances)
     assert found[0]["INFERENCE_NUM_THREADS"] == str(layout.total_threads)
+
+
+def test_a_signal_is_survived_after_sessions_have_come_and_gone(tmp_path: Path) -> None:
+    """The plug-in lends a signal stack to the thread that starts it, and takes it away in any order."""
+    write_ir(tmp_path / ARTIFACT_FILES["openvino"], convolution)
+    script = """
+import pickle, signal, sys
+from alula.engines.openvino import OpenVinoEngine
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+engine, arguments = OpenVinoEngine(), pickle.loads(sys.stdin.buffer.read())
+sessions = [engine.load(*arguments[:1], **arguments[1]) for _ in range(3)]
+while sessions:
+    del sessions[0]
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("survived")
+"""
+    keywords = {"recipe": FP32, "signature": IMAGES, "settings": Settings()}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps((tmp_path, keywords)), capture_output=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, b"survived\n"), ended.stderr.decode()
 
 
 def test_an_onnx_file_that_cannot_be_read(tmp_path: Path) -> None:
