@@ -3,9 +3,9 @@
 For each network the whole grid is measured: every recipe that can be made here, at every thread layout,
 every batch size and every knob that its engine declares. This takes hours; each figure is appended to a
 file as it is known, and the same command goes on where it stopped. Then the search runs with its default
-budget, and its winner meets the best of the grid in interleaved rounds.
+budget, and its winner meets the leaders of the grid in interleaved rounds.
 
-    python benchmarks/search.py [--models resnet18,...] [--budget 10m] [--grid grid.jsonl] [--markdown FILE]
+    python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grid FILE] [--markdown FILE]
 
 The weights are random and only speed counts, so every recipe that runs is accepted.
 """
@@ -13,6 +13,7 @@ The weights are random and only speed counts, so every recipe that runs is accep
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import tempfile
 import time
@@ -32,6 +33,7 @@ from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.measure import ratio, throughput
 from alula.sources import Source, parse_source
 from alula.tuning import (
+    Child,
     ChildError,
     Journal,
     Loaded,
@@ -46,19 +48,21 @@ from alula.tuning import (
     settings_grid,
 )
 
+GRID = Path(__file__).with_name("grid.jsonl")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-LOOKS = 3
-LOOK_S = 0.6
+LOOKS = 2
+LOOK_S = 0.5
+LEADERS = 4  # of the grid, which meet the search's winner: the best of many short looks may have been lucky
 TIMEOUT_S = 900.0
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the grid's file.
 
     Attributes:
         model: of the zoo.
-        candidate: what was measured; None for a recipe that could not be made.
         recipe: its name.
+        settings: what was measured; None for a recipe that could not be made.
         per_s: the best of a few looks; None for a failure.
         error: why there is none.
         seconds: that it took, building included in a recipe's first.
@@ -66,10 +70,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     recipe: str
-    candidate: Candidate | None
-    per_s: float | None
-    error: str | None
+    settings: Settings | None = None
+    per_s: float | None = None
+    error: str | None = None
     seconds: float
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """The recipe with its settings."""
+        return None if self.settings is None else Candidate(Recipe.parse(self.recipe), self.settings)
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -89,8 +98,8 @@ class Grid:
         self._model, self._path, self._workshop = model, path, workshop
         self._timed, self._threads = timed, threads
         entries = [entry for entry in read_entries(path) if entry.model == model]
-        self._done = {entry.candidate for entry in entries if entry.candidate is not None}
-        self._gone = {entry.recipe for entry in entries if entry.candidate is None}
+        self._done = {entry.candidate for entry in entries if entry.settings is not None}
+        self._gone = {entry.recipe for entry in entries if entry.settings is None}
 
     def settings(self, recipe: Recipe) -> Iterator[Settings]:
         """Yield every layout, batch size and knob, the defaults first."""
@@ -114,12 +123,15 @@ class Grid:
         except EngineError as error:
             self._append(recipe, None, None, str(error), started_s)
             return
-        for settings in missing:
-            with self._workshop.child("grid") as child:
+        children = contextlib.ExitStack()
+        with children:
+            child: Child | None = None
+            for settings in missing:
                 request = LoadRequest(
                     recipe=recipe, artifact=artifact, signature=self._workshop.signature, settings=settings
                 )
                 try:
+                    child = child or children.enter_context(self._workshop.child("grid"))
                     child.ask(request, Loaded, timeout_s=TIMEOUT_S)
                     looks = [
                         measure_round(child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)[0]
@@ -127,9 +139,10 @@ class Grid:
                     ]
                     best, error_text = max(look.per_s for look in looks), None
                 except ChildError as error:
-                    best, error_text = None, str(error)
-            self._append(recipe, settings, best, error_text, started_s)
-            started_s = time.monotonic()
+                    best, error_text, child = None, str(error), None
+                    children.close()
+                self._append(recipe, settings, best, error_text, started_s)
+                started_s = time.monotonic()
 
     def _append(
         self,
@@ -142,10 +155,10 @@ class Grid:
         entry = Entry(
             model=self._model,
             recipe=recipe.name,
-            candidate=None if settings is None else Candidate(recipe, settings),
-            per_s=per_s,
+            settings=settings,
+            per_s=per_s and round(per_s, 2),
             error=error,
-            seconds=time.monotonic() - started_s,
+            seconds=round(time.monotonic() - started_s, 2),
         )
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(entry) + b"\n")
@@ -178,8 +191,8 @@ def searched(
     return result, time.monotonic() - started_s
 
 
-def measured(model: str, options: argparse.Namespace, folder: Path) -> tuple[str, ...]:
-    """Return one row of the table."""
+def measured(model: str, options: argparse.Namespace, folder: Path) -> tuple[str, ...] | None:
+    """Return one row of the table; None where only the grid was asked for."""
     paths = {}
     for name, n, seed in (("calibration", 64, 100), ("timed", 64, 101)):
         paths[name] = (str(folder / f"{name}.npy"),)
@@ -204,6 +217,8 @@ def measured(model: str, options: argparse.Namespace, folder: Path) -> tuple[str
     for recipe in offered_recipes(machine.isa):
         output.say(f"{model}: {recipe}")
         grid.measure(recipe)
+    if options.grid_only:
+        return None
     entries = [entry for entry in read_entries(options.grid) if entry.model == model]
     ranked = sorted(
         (one for one in entries if one.per_s and one.candidate), key=lambda one: -(one.per_s or 0)
@@ -212,37 +227,38 @@ def measured(model: str, options: argparse.Namespace, folder: Path) -> tuple[str
         source, folder / "search", paths["timed"], paths["calibration"], options.budget
     )
     winner = result.finalists[0].accepted.candidate
-    assert ranked[0].candidate is not None
-    best = ranked[0].candidate
-    if winner == best:
-        share = "1, the same"
-    else:
-        requests = {
-            name: LoadRequest(
+    leaders = [one.candidate for one in ranked[:LEADERS] if one.candidate is not None]
+    rounds = compare_speeds(
+        {
+            str(one): LoadRequest(
                 recipe=one.recipe,
                 artifact=str(workshop.artifact(one.recipe)),
                 signature=workshop.signature,
                 settings=one.settings,
             )
-            for name, one in (("winner", winner), ("best", best))
-        }
-        rounds = compare_speeds(
-            requests,
-            inputs=paths["timed"],
-            folder=folder / "logs",
-            threads=threads,
-            memory_limit_bytes=int(0.8 * read_memory().available_bytes),
-            rounds=15,
-            round_s=1.0,
-            timeout_s=TIMEOUT_S,
-        ).rounds
-        share = str(ratio(*(throughput(rounds[name]).rounds_per_s for name in ("winner", "best"))))
+            for one in dict.fromkeys((winner, *leaders))
+        },
+        inputs=paths["timed"],
+        folder=folder / "logs",
+        threads=threads,
+        memory_limit_bytes=int(0.8 * read_memory().available_bytes),
+        rounds=15,
+        round_s=1.0,
+        timeout_s=TIMEOUT_S,
+    ).rounds
+    speeds = {name: throughput(several) for name, several in rounds.items()}
+    best = max(map(str, leaders), key=lambda name: speeds[name].per_s)
+    share = (
+        "1, the same"
+        if best == str(winner)
+        else str(ratio(speeds[str(winner)].rounds_per_s, speeds[best].rounds_per_s))
+    )
     grid_s = sum(entry.seconds for entry in entries)
-    failed = sum(entry.candidate is None for entry in entries)
+    failed = sum(entry.settings is None for entry in entries)
     return (
         model,
         f"{len(ranked)} ({failed} recipes could not be made)",
-        str(best),
+        best,
         str(winner),
         share,
         f"{grid_s / 60:.0f}",
@@ -256,14 +272,18 @@ def main() -> None:
     default = "resnet18,mobilenetv3_large_100,tf_efficientnet_b0_ns,eca_nfnet_l0"
     parser.add_argument("--models", type=output.names, default=output.names(default), help="of zoo.py")
     parser.add_argument("--budget", type=float, default=600.0, help="of the search, seconds (default 600)")
-    parser.add_argument("--grid", type=Path, default=Path("grid.jsonl"), help="file of the grid's figures")
+    parser.add_argument("--grid", type=Path, default=GRID, help="file of the grid's figures")
+    parser.add_argument("--grid-only", action="store_true", help="end without the search")
     output.add_markdown_option(parser)
     options = parser.parse_args()
     zoo.let_children_import_timm()
     rows = []
     for model in options.models:
         with tempfile.TemporaryDirectory(prefix="alula-benchmark-") as folder:
-            rows.append(measured(model, options, Path(folder)))
+            row = measured(model, options, Path(folder))
+        rows += [row] if row else []
+    if options.grid_only:
+        return
     header = (
         *("model", "candidates", "best of the grid", "the search's winner", "winner / best (95 %)"),
         *("grid, minutes", "search, minutes", "share of the time"),
