@@ -280,7 +280,8 @@ class _Search:
         it for good.
         """
         plan = self._plan
-        strategy = Strategy(field, clock=self._clock, effort=Effort(round_s=plan.round_s))
+        effort = Effort(round_s=plan.round_s, look_s=min(Effort.look_s, plan.round_s))
+        strategy = Strategy(field, clock=self._clock, effort=effort)
         last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S)
         try:
             standings = strategy.run(plan.recipes, deadline_s=self._deadline_s - last_s)
