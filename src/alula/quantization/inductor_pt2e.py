@@ -38,9 +38,9 @@ class InductorPt2e:
     """Static quantization as TorchInductor's integer kernels for x86 want it.
 
     Activations are unsigned, with ranges from histograms; weights are signed, per output channel.
-    Convolutions and linear layers are quantized, and sums, pools and concatenations between them. The
-    artifact is an exported program with conversions around the layers, which the engine fuses with them
-    when it compiles.
+    Convolutions and linear layers are quantized, and sums and concatenations between them; maximum pools
+    are not. The artifact is an exported program with conversions around the layers, which the engine fuses
+    with them when it compiles.
     """
 
     name = "pt2e"
@@ -140,8 +140,11 @@ def _quantizer(x86: Any, left: frozenset[str], scope: Scope, *, saturating: bool
                 )
             return model
 
+    import torch
+
     config = x86.get_default_x86_inductor_quantization_config(reduce_range=saturating)
-    return Scoped().set_global(config)
+    # Compiled code has to ask PyTorch for integer pooling, and then only one instance computes at a time.
+    return Scoped().set_global(config).set_function_type_qconfig(torch.nn.functional.max_pool2d, None)
 
 
 def _reads_integers(node: fx.Node) -> bool:

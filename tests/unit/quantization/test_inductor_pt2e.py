@@ -106,6 +106,18 @@ def test_scopes_and_results(material: Material, tmp_path: Path, scope: Scope, la
         assert 1e-4 < error < 0.05  # integers, and enough of them
 
 
+def test_maximum_pools_stay_in_float(material: Material, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3)).eval()
+    export, artifact = tmp_path / "export", tmp_path / "artifact"
+    export.mkdir()
+    signature = export_module(net, [CALIBRATION[:2]], target="exported", folder=export).signature
+    other = dataclasses.replace(material, export=export, module=lambda: net, signature=signature)
+    module = quantized(other, artifact)
+    assert integer_layers(module) == ["conv/1", "conv/1"]
+    (pool,) = [node for node in module.graph.nodes if "max_pool2d" in str(node.target)]
+    assert "quantize" not in str(pool.args[0].target)
+
+
 def test_float_weights_are_not_kept_beside_the_integers(material: Material, tmp_path: Path) -> None:
     module = quantized(material, tmp_path)
     held = [*module.named_parameters(), *module.named_buffers()]
