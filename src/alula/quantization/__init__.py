@@ -26,6 +26,7 @@ _BUILT_IN = {
     "torchscript/int8-fx": "alula.quantization.torch_fx:for_torchscript",
     "torchscript/int8-eager": "alula.quantization.torch_eager_mode:for_torchscript",
     "torchscript/int8-dynamic": "alula.quantization.torch_dynamic:for_torchscript",
+    "inductor/int8-pt2e": "alula.quantization.inductor_pt2e:InductorPt2e",
 }
 
 

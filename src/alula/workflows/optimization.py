@@ -48,7 +48,18 @@ __all__ = ["optimize"]
 MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
 SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
 FOLDER_SECONDS = 8.0
-_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "soundfile", "soxr", "pillow")
+_DISTRIBUTIONS = (
+    "torch",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "pillow",
+)
 
 Report = Callable[[str], None]
 
