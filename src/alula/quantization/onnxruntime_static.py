@@ -12,10 +12,10 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Scope
 from alula.errors import EngineError
 from alula.graphs import left_in_float, read_onnx
+from alula.libraries import INSTALL_ONNXRUNTIME
 from alula.quantization.base import Material
 from alula.quantization.onnxruntime_calibration import Method, Range, calibrated_ranges
 from alula.quantization.onnxruntime_preparation import (
-    INSTALL,
     one_line_failures,
     prepare,
     require_onnxruntime,
@@ -59,7 +59,7 @@ class OnnxRuntimeStatic:
 
     name = "static"
     engine = "onnxruntime"
-    install = INSTALL
+    install = INSTALL_ONNXRUNTIME
 
     def version(self) -> str:
         """See `Quantizer.version`."""

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from alula.errors import EngineUnavailableError, ModelError
+from alula.errors import ModelError
+from alula.libraries import require_torch
 
 __all__ = ["READ_ERRORS", "called", "cause_of", "import_torch", "importable", "repeatable", "said"]
 
@@ -50,10 +51,8 @@ def import_torch() -> ModuleType:
     Raises:
         EngineUnavailableError: it is not installed.
     """
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise EngineUnavailableError("torch", install="pip install 'alula[torch]'") from error
+    require_torch()
+    return importlib.import_module("torch")
 
 
 def said(error: BaseException) -> str:
