@@ -16,6 +16,7 @@ from alula.libraries.openvino import (
 from alula.libraries.pytorch import (
     INSTALL_TORCH,
     backend_of,
+    import_torch,
     leaves,
     require_torch,
     using_backend,
@@ -30,6 +31,7 @@ __all__ = [
     "import_nncf",
     "import_onnxruntime",
     "import_openvino",
+    "import_torch",
     "leaves",
     "onnxruntime_failures",
     "openvino_cause",

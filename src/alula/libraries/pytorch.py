@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alula.core import Recipe
 from alula.errors import EngineError, EngineUnavailableError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INSTALL_TORCH",
     "backend_of",
+    "import_torch",
     "leaves",
     "require_torch",
     "using_backend",
@@ -29,8 +30,8 @@ _DEFAULT_BACKEND = "x86"
 _backend_lock = threading.Lock()
 
 
-def require_torch() -> str:
-    """Return the installed PyTorch version.
+def import_torch() -> Any:
+    """Return the module `torch`.
 
     Raises:
         EngineUnavailableError: PyTorch is not installed.
@@ -39,7 +40,16 @@ def require_torch() -> str:
         import torch
     except ImportError as error:
         raise EngineUnavailableError("torch", install=INSTALL_TORCH) from error
-    return str(torch.__version__)
+    return torch
+
+
+def require_torch() -> str:
+    """Return the installed PyTorch version.
+
+    Raises:
+        EngineUnavailableError: PyTorch is not installed.
+    """
+    return str(import_torch().__version__)
 
 
 def leaves(outputs: object) -> tuple[torch.Tensor, ...]:
@@ -89,10 +99,7 @@ def using_backend(name: str) -> Iterator[None]:
         EngineUnavailableError: PyTorch is not installed.
         EngineError: this PyTorch has no such backend on this CPU.
     """
-    require_torch()
-    import torch
-
-    quantized = torch.backends.quantized
+    quantized = import_torch().backends.quantized
     if name not in quantized.supported_engines:
         there = ", ".join(sorted(set(quantized.supported_engines) - {"none"}))
         raise EngineError(f"This PyTorch has no quantized kernels `{name}` on this CPU; it has {there}.")

@@ -13,15 +13,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from alula.errors import ModelError
-from alula.libraries import require_torch
+from alula.libraries import import_torch
 
-__all__ = ["READ_ERRORS", "called", "cause_of", "import_torch", "importable", "repeatable", "said"]
+__all__ = ["READ_ERRORS", "called", "cause_of", "importable", "repeatable", "said"]
 
 _MESSAGE_CHARACTERS = 300
 
@@ -43,16 +42,6 @@ READ_ERRORS = (
     zlib.error,
 )
 """What damaged or hostile bytes make the readers of Python and torch raise."""
-
-
-def import_torch() -> ModuleType:
-    """Return torch.
-
-    Raises:
-        EngineUnavailableError: it is not installed.
-    """
-    require_torch()
-    return importlib.import_module("torch")
 
 
 def said(error: BaseException) -> str:
