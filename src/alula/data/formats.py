@@ -187,8 +187,8 @@ def _expand(pattern: str | Path, kind: Kind) -> list[Path]:
         return [path]
     if not glob.has_magic(str(pattern)):
         raise DataError(path, f"The file or folder does not exist. {expected} {_beside(path.parent)}")
-    # Not Path.glob: it has no absolute patterns, and matches hidden files.
-    names = glob.glob(_any_case(str(pattern)), recursive=True)  # noqa: PTH207
+    # Path.glob has no absolute patterns, and matches hidden files.
+    names = glob.glob(_any_case(str(pattern)), recursive=True)  # noqa: PTH207 (see above)
     matches = [Path(name) for name in sorted(names)]
     deep = "**" in path.parts
     files = []
