@@ -123,7 +123,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return every file below a folder that is not hidden, sorted by path.
+    """Return every file below a folder that is not hidden, sorted by the names in its path (code points).
 
     Links to folders are followed once each, so that a loop of links ends. Broken links are listed,
     so that reading them reports them; pipes, sockets and devices are not.
