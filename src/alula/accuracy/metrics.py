@@ -7,6 +7,7 @@ baseline's outputs as `y_true`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
@@ -95,8 +96,47 @@ class Metric(Protocol):
         """
 
 
+class _SampleMean(ABC):
+    """A metric that is the mean of a number per sample."""
+
+    costly = False
+
+    def value(self, y_true: Array, y_pred: Array) -> float:
+        return float(self._of_samples(y_true, y_pred).mean())
+
+    def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
+        return np.asarray(counts @ self._of_samples(y_true, y_pred).astype(np.float64) / counts.sum(axis=1))
+
+    @abstractmethod
+    def _of_samples(self, y_true: Array, y_pred: Array) -> Array:
+        """Return the number of each sample, shape (n,)."""
+
+
+class _Resampled(ABC):
+    """A metric that is computed on all resamples at once; the samples as they are count as one of these.
+
+    Attributes:
+        undefined: why it is not defined where it is not, and what to do.
+    """
+
+    name: str
+    undefined = "Give more validation samples."
+    costly = False
+
+    def value(self, y_true: Array, y_pred: Array) -> float:
+        once = np.ones((1, len(y_pred)), dtype=np.int64)
+        found = float(self.replicates(y_true, y_pred, once)[0])
+        if np.isnan(found):
+            raise AccuracyError(f"Metric `{self.name}` is not defined: {self.undefined}")
+        return found
+
+    @abstractmethod
+    def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
+        """See `Metric.replicates`."""
+
+
 @final
-class Top1:
+class Top1(_SampleMean):
     """Share of samples whose highest score is the right class (any right class with several labels).
 
     >>> Top1().value(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]))
@@ -107,15 +147,8 @@ class Top1:
     higher_is_better = True
     needs_labels = True
     counts_samples = True
-    costly = False
 
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        return float(self._hits(y_true, y_pred).mean())
-
-    def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
-        return _weighted_mean(self._hits(y_true, y_pred), counts)
-
-    def _hits(self, y_true: Array, y_pred: Array) -> BoolArray:
+    def _of_samples(self, y_true: Array, y_pred: Array) -> BoolArray:
         guesses = _guesses(y_pred, self.name)
         if y_true.ndim == 1:
             return np.asarray(_classes(y_true, y_pred, self.name) == guesses)
@@ -124,7 +157,7 @@ class Top1:
 
 
 @final
-class BalancedAccuracy:
+class BalancedAccuracy(_Resampled):
     """Mean over classes of the share of their samples that were recognised (mean recall).
 
     Classes without samples are left out, as in scikit-learn's `balanced_accuracy_score`.
@@ -137,10 +170,6 @@ class BalancedAccuracy:
     higher_is_better = True
     needs_labels = True
     counts_samples = True
-    costly = False
-
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        return float(self.replicates(y_true, y_pred, _once(y_pred))[0])
 
     def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
         if y_true.ndim > 1:
@@ -163,7 +192,7 @@ class BalancedAccuracy:
 
 
 @final
-class MacroAuc:
+class MacroAuc(_Resampled):
     """Mean over classes of the area under the ROC curve.
 
     Classes without positives, or without negatives, are skipped.
@@ -176,23 +205,16 @@ class MacroAuc:
     higher_is_better = True
     needs_labels = True
     counts_samples = False
-    costly = False
-
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        found = float(self.replicates(y_true, y_pred, _once(y_pred))[0])
-        if np.isnan(found):
-            raise AccuracyError(
-                f"Metric `macro_auc` is not defined: none of {_columns(y_pred).shape[1]} classes has both "
-                "samples that belong to it and samples that do not. Give more validation samples."
-            )
-        return found
+    undefined = (
+        "no class has both samples that belong to it and samples that do not. Give more validation samples."
+    )
 
     def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
         return _macro(_one_hot(y_true, y_pred, self.name), _columns(y_pred), counts, Ranking.auc)
 
 
 @final
-class PaddedCmap:
+class PaddedCmap(_Resampled):
     """Padded macro average precision, the score of BirdCLEF 2023.
 
     Five rows of ones are added to the labels and to the scores, then scikit-learn's
@@ -206,10 +228,6 @@ class PaddedCmap:
     higher_is_better = True
     needs_labels = True
     counts_samples = False
-    costly = False
-
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        return float(self.replicates(y_true, y_pred, _once(y_pred))[0])
 
     def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
         truth, scores = _one_hot(y_true, y_pred, self.name), _columns(y_pred)
@@ -225,7 +243,7 @@ class PaddedCmap:
 
 
 @final
-class MeanSquaredError:
+class MeanSquaredError(_SampleMean):
     """Mean squared difference from the targets; lower is better.
 
     >>> MeanSquaredError().value(np.array([1.0, 2.0]), np.array([[1.0], [4.0]]))
@@ -236,15 +254,8 @@ class MeanSquaredError:
     higher_is_better = False
     needs_labels = True
     counts_samples = False
-    costly = False
 
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        return float(self._errors(y_true, y_pred).mean())
-
-    def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
-        return _weighted_mean(self._errors(y_true, y_pred), counts)
-
-    def _errors(self, y_true: Array, y_pred: Array) -> FloatArray:
+    def _of_samples(self, y_true: Array, y_pred: Array) -> FloatArray:
         truth, scores = _flat(y_true), _flat(y_pred)
         if truth.shape != scores.shape:
             raise AccuracyError(
@@ -255,7 +266,7 @@ class MeanSquaredError:
 
 
 @final
-class Agreement:
+class Agreement(_SampleMean):
     """Share of samples whose highest score is the same class as the baseline's; needs no labels.
 
     >>> Agreement().value(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[5.0, 0.0], [2.0, 1.0]]))
@@ -266,20 +277,13 @@ class Agreement:
     higher_is_better = True
     needs_labels = False
     counts_samples = True
-    costly = False
 
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        return float(self._same(y_true, y_pred).mean())
-
-    def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
-        return _weighted_mean(self._same(y_true, y_pred), counts)
-
-    def _same(self, y_true: Array, y_pred: Array) -> BoolArray:
+    def _of_samples(self, y_true: Array, y_pred: Array) -> BoolArray:
         return np.asarray(_guesses(y_true, self.name) == _guesses(y_pred, self.name))
 
 
 @final
-class Cosine:
+class Cosine(_Resampled):
     """Cosine of the angle between all outputs and all of the baseline's, each as one vector; no labels.
 
     One vector, not one per sample: outputs of a single column have no angle of their own, and a
@@ -293,16 +297,9 @@ class Cosine:
     higher_is_better = True
     needs_labels = False
     counts_samples = False
-    costly = False
-
-    def value(self, y_true: Array, y_pred: Array) -> float:
-        found = float(self.replicates(y_true, y_pred, _once(y_pred))[0])
-        if np.isnan(found):
-            raise AccuracyError(
-                "Metric `cosine` is not defined: every output of the baseline is 0. "
-                "Check the baseline's weights, or choose a metric with labels."
-            )
-        return found
+    undefined = (
+        "every output of the baseline is 0. Check the baseline's weights, or choose a metric with labels."
+    )
 
     def replicates(self, y_true: Array, y_pred: Array, counts: Counts) -> FloatArray:
         ours, theirs = _flat(y_pred), _flat(y_true)
@@ -360,15 +357,6 @@ class UserMetric:
 def is_multi_label(targets: Array | None) -> bool:
     """Return whether targets are 0/1 per class with no or several classes for some sample."""
     return targets is not None and targets.ndim == 2 and not bool(np.all(targets.sum(axis=1) == 1))
-
-
-def _once(y_pred: Array) -> Counts:
-    """Return the counts of the one resample that holds every sample once, shape (1, n)."""
-    return np.ones((1, len(y_pred)), dtype=np.int64)
-
-
-def _weighted_mean(per_sample: Array, counts: Counts) -> FloatArray:
-    return np.asarray(counts @ per_sample.astype(np.float64) / counts.sum(axis=1))
 
 
 def _macro(

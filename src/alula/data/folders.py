@@ -24,8 +24,9 @@ def open_folder(folder: Path, *, labels: Sequence[str] | None = None) -> Samples
     """Return the files of a folder: labelled by its class folders, unlabelled if it has none.
 
     A class is a folder right inside `folder`; files count at any depth below it. Without `labels`
-    the classes are sorted by name (code points), as torchvision's `ImageFolder` does. Files of no
-    known extension are ignored.
+    the classes are sorted by name (code points), as torchvision's `ImageFolder` does: `10` comes before
+    `9`, unlike numbers in the label column of a manifest. Files are sorted in the same way, folder by
+    folder. Files of no known extension are ignored.
 
     Raises:
         DataError: nothing readable is there, kinds are mixed, a class folder is empty, files lie

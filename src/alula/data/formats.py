@@ -123,7 +123,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return every file below a folder that is not hidden, sorted by path.
+    """Return every file below a folder that is not hidden, sorted by the names in its path (code points).
 
     Links to folders are followed once each, so that a loop of links ends. Broken links are listed,
     so that reading them reports them; pipes, sockets and devices are not.
@@ -187,8 +187,8 @@ def _expand(pattern: str | Path, kind: Kind) -> list[Path]:
         return [path]
     if not glob.has_magic(str(pattern)):
         raise DataError(path, f"The file or folder does not exist. {expected} {_beside(path.parent)}")
-    # Not Path.glob: it has no absolute patterns, and matches hidden files.
-    names = glob.glob(_any_case(str(pattern)), recursive=True)  # noqa: PTH207
+    # Path.glob has no absolute patterns, and matches hidden files.
+    names = glob.glob(_any_case(str(pattern)), recursive=True)  # noqa: PTH207 (see above)
     matches = [Path(name) for name in sorted(names)]
     deep = "**" in path.parts
     files = []

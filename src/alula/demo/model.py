@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from alula.core import AudioInput, LogMel, ZScore
 from alula.errors import EngineUnavailableError
+from alula.libraries import INSTALL_TORCH, require_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,6 @@ N_CLASSES = 12
 # (channels, stride, residual blocks) of the stages behind the stem.
 _STAGES = ((32, 1, 1), (64, 2, 1), (96, 2, 2), (128, 2, 1))
 _N_MELS = 128
-_INSTALL = "pip install 'alula[torch]'"
 
 
 def demo_input() -> AudioInput:
@@ -53,10 +53,9 @@ def songnet() -> nn.Module:
     Raises:
         EngineUnavailableError: torch is not installed.
     """
-    try:
-        from alula.demo import _songnet
-    except ImportError as error:
-        raise EngineUnavailableError("torch", install=_INSTALL) from error
+    require_torch()
+    from alula.demo import _songnet
+
     return _songnet.SongNet(n_mels=_N_MELS, n_classes=N_CLASSES, stages=_STAGES)
 
 
@@ -78,7 +77,7 @@ def load_songnet() -> nn.Module:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise EngineUnavailableError("safetensors", install=_INSTALL) from error
+        raise EngineUnavailableError("safetensors", install=INSTALL_TORCH) from error
     network = songnet()
     network.load_state_dict(load_file(weights_path()))
     return network.eval()

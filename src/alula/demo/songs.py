@@ -60,6 +60,7 @@ _SONG_STREAM, _CLIP_STREAM, _SOUNDSCAPE_STREAM = 1, 2, 3
 _CLIP_SNR_DB = (-14.0, 12.0)
 _SOUNDSCAPE_SNR_DB = (-10.0, 14.0)
 _SONGS_PER_S = 0.16
+_MOST_IN_A_SET = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +286,14 @@ def _check_species(species: int) -> None:
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise UsageError(f"The seed was {seed}. Expected a whole number of at least 0.")
+
+
+def _seeds(seed: int, count: int, *, of: str) -> range:
+    """The seeds of the recordings of a set, of which sets of other seeds have none."""
+    _check_seed(seed)
+    if not 1 <= count <= _MOST_IN_A_SET:
+        raise UsageError(f"The number of {of} was {count}. Expected 1 to {_MOST_IN_A_SET:,}.")
+    return range(seed * _MOST_IN_A_SET, seed * _MOST_IN_A_SET + count)
 
 
 # ---------------------------------------------------------------------------------------------- songs
@@ -628,15 +637,13 @@ def write_clips(
         UsageError: `per_class` is not from 1 to 100,000, or the seed is negative.
         EngineUnavailableError: `ogg` was asked for and soundfile is not installed.
     """
-    _check_seed(seed)
-    if not 1 <= per_class <= 100_000:
-        raise UsageError(f"The number of clips per class was {per_class}. Expected 1 to 100,000.")
+    seeds = _seeds(seed, per_class, of="clips per class")
     paths = []
     for species, label in enumerate(LABELS):
         (Path(folder) / label).mkdir(parents=True, exist_ok=True)
-        for index in range(per_class):
+        for index, clip_seed in enumerate(seeds):
             path = Path(folder) / label / f"{label}_{index:03d}.{audio_format}"
-            _write_audio(path, synthesize_clip(species, seed * 100_000 + index))
+            _write_audio(path, synthesize_clip(species, clip_seed))
             paths.append(path)
     return paths
 
@@ -665,18 +672,16 @@ def write_soundscapes(
         UsageError: `count` is not from 1 to 100,000, the duration is too short or the seed negative.
         EngineUnavailableError: `ogg` was asked for and soundfile is not installed.
     """
-    _check_seed(seed)
-    if not 1 <= count <= 100_000:
-        raise UsageError(f"The number of soundscapes was {count}. Expected 1 to 100,000.")
+    seeds = _seeds(seed, count, of="soundscapes")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     truth_path = folder / "truth.csv"
     with truth_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "start_s", "end_s", "label"])
-        for index in range(count):
+        for index, soundscape_seed in enumerate(seeds):
             path = folder / f"soundscape_{index:03d}.{audio_format}"
-            samples, events = synthesize_soundscape(seed * 100_000 + index, duration_s)
+            samples, events = synthesize_soundscape(soundscape_seed, duration_s)
             _write_audio(path, samples)
             writer.writerows(
                 [path.name, f"{event.start_s:.3f}", f"{event.end_s:.3f}", event.label] for event in events

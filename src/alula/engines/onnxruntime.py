@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Scalar, Settings, Signature
 from alula.engines.base import Arrays, Knobs, check_inputs, check_knobs
 from alula.engines.denormals import flushed_denormals
-from alula.errors import EngineError, EngineUnavailableError
+from alula.errors import EngineError
+from alula.libraries import INSTALL_ONNXRUNTIME, import_onnxruntime, onnxruntime_failures
 
 __all__ = ["OnnxRuntimeEngine"]
 
@@ -37,13 +36,13 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
-    install = "pip install 'alula[onnxruntime]'"
+    install = INSTALL_ONNXRUNTIME
     runs_code = False
     offered = True
 
     def version(self) -> str:
         """See `Engine.version`."""
-        return str(_import().__version__)
+        return str(import_onnxruntime().__version__)
 
     def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
         """See `Engine.recipes`."""
@@ -90,7 +89,7 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, path: Path, *, signature: Signature, settings: Settings) -> None:
-        ort = _import()
+        ort = import_onnxruntime()
         options = _options(ort, settings)
         try:
             # The first session of a process sets the flags in the thread that loads it, for good.
@@ -98,7 +97,7 @@ class OnnxRuntimeSession:
                 self._session = ort.InferenceSession(
                     str(path), sess_options=options, providers=["CPUExecutionProvider"]
                 )
-        except _failures() as error:
+        except onnxruntime_failures() as error:
             raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
         self._specs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
@@ -112,7 +111,7 @@ class OnnxRuntimeSession:
                 outputs: list[np.ndarray[Any, Any]] = self._session.run(
                     self._outputs, dict(zip(self._names, inputs, strict=True))
                 )
-        except _failures() as error:
+        except onnxruntime_failures() as error:
             raise EngineError(f"ONNX Runtime failed on a batch: {_first_line(error)}") from error
         return tuple(outputs)
 
@@ -162,40 +161,6 @@ def _chosen(settings: Settings, knob: str, values: Collection[Scalar]) -> Scalar
             f"{', '.join(map(repr, values))} with {settings.threads} threads per instance."
         )
     return value
-
-
-def _import() -> Any:
-    try:
-        with _unreported():
-            import onnxruntime
-    except ImportError as error:
-        raise EngineUnavailableError("onnxruntime", install=OnnxRuntimeEngine.install) from error
-    return onnxruntime
-
-
-@contextlib.contextmanager
-def _unreported() -> Iterator[None]:
-    """Keep ONNX Runtime from noting its use in the user's home folder and reporting it to a server.
-
-    It reads this variable once, when it is imported (1.31).
-    """
-    name = "ORT_DISABLE_TELEMETRY"
-    if name in os.environ:  # the user's own choice
-        yield
-        return
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises; its own exceptions have no common base and vary with the release."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    return (RuntimeError, ValueError, *own)
 
 
 def _first_line(error: BaseException) -> str:

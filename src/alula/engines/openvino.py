@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import shutil
-import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature, TensorSpec
 from alula.engines.base import Arrays, Knobs, check_inputs, check_knobs
 from alula.engines.batching import filled
-from alula.errors import EngineError, EngineUnavailableError
+from alula.errors import EngineError
 from alula.hardware import bf16_is_native
+from alula.libraries import INSTALL_OPENVINO, import_openvino, openvino_cause
 
 __all__ = ["OpenVinoEngine"]
 
@@ -41,13 +40,13 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    install = "pip install 'alula[openvino]'"
+    install = INSTALL_OPENVINO
     runs_code = False
     offered = True
 
     def version(self) -> str:
         """See `Engine.version`."""
-        return str(_import().__version__).split("-", 1)[0]
+        return str(import_openvino().__version__).split("-", 1)[0]
 
     def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
         """See `Engine.recipes`."""
@@ -65,7 +64,7 @@ class OpenVinoEngine:
 
     def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: converts the ONNX file, or takes the direct conversion as it is."""
-        ov = _import()
+        ov = import_openvino()
         target = artifact / ARTIFACT_FILES["openvino"]
         if recipe.variant == _DIRECT:
             source = export / ARTIFACT_FILES["openvino"]
@@ -76,7 +75,7 @@ class OpenVinoEngine:
             model = ov.Core().read_model(export / ARTIFACT_FILES["onnx"])
             ov.save_model(model, target, compress_to_fp16=recipe.variant == _FP16_WEIGHTS)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot convert the ONNX export: {_last_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot convert the ONNX export: {openvino_cause(error)}") from error
 
     def load(
         self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings
@@ -102,7 +101,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, *, recipe: Recipe, signature: Signature, settings: Settings) -> None:
-        _import()
+        import_openvino()
         self._path = path
         self._config = {
             "INFERENCE_NUM_THREADS": settings.total_threads,
@@ -139,7 +138,7 @@ class OpenVinoSession:
             try:
                 outputs = compiled.run(whole)
             except RuntimeError as error:
-                raise EngineError(f"OpenVINO failed on a batch: {_last_line(error)}") from error
+                raise EngineError(f"OpenVINO failed on a batch: {openvino_cause(error)}") from error
         return outputs if whole is inputs else tuple(output[:batch] for output in outputs)
 
     def _chosen(self, batch: int, inputs: Arrays) -> tuple[_Compiled, Arrays]:
@@ -179,7 +178,7 @@ class _Compiled:
     def __init__(
         self, path: Path, config: dict[str, Any], *, specs: tuple[TensorSpec, ...], requests: int
     ) -> None:
-        ov = _import()
+        ov = import_openvino()
         shapes = {
             index: ov.PartialShape([size if isinstance(size, int) else -1 for size in spec.shape])
             for index, spec in enumerate(specs)
@@ -200,7 +199,7 @@ class _Compiled:
             for _ in range(requests):
                 self._requests.put(self._model.create_infer_request())
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot load {path}: {_last_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot load {path}: {openvino_cause(error)}") from error
 
     def run(self, inputs: Arrays) -> Arrays:
         request = self._requests.get()
@@ -226,36 +225,3 @@ def _takes_bf16(recipe: Recipe) -> bool:
 
 def _with_batch(specs: tuple[TensorSpec, ...], size: int) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec.name, spec.dtype, (size, *spec.shape[1:])) for spec in specs)
-
-
-def _import() -> Any:
-    try:
-        with _unreported():
-            import openvino
-    except ImportError as error:
-        raise EngineUnavailableError("openvino", install=OpenVinoEngine.install) from error
-    return openvino
-
-
-@contextlib.contextmanager
-def _unreported() -> Iterator[None]:
-    """Hide the package through which OpenVINO reports to a server that it was imported.
-
-    Reporting also forks this process, which may have threads, and writes into the user's home folder.
-    """
-    name = "openvino_telemetry"
-    if name in sys.modules:  # the user's own choice
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if sys.modules.get(name, name) is None:
-            del sys.modules[name]
-
-
-def _last_line(error: BaseException) -> str:
-    # OpenVINO prints the chain of source positions first and the cause last.
-    text = [line for line in str(error).strip().splitlines() if line.strip()]
-    return text[-1].strip() if text else type(error).__name__

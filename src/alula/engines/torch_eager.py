@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator
@@ -17,8 +16,10 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Precision, Recipe, Settings, Signature
 from alula.engines.base import Arrays, Knobs, check_inputs, check_knobs
 from alula.engines.torch_graphs import CHANNELS_LAST, bf16, channels_last
-from alula.errors import EngineError, EngineUnavailableError
+from alula.errors import EngineError
 from alula.hardware import bf16_is_native
+from alula.libraries import INSTALL_TORCH as INSTALL
+from alula.libraries import backend_of, leaves, require_torch, using_backend
 
 if TYPE_CHECKING:
     import torch
@@ -36,23 +37,7 @@ __all__ = [
     "require_torch",
 ]
 
-INSTALL = "pip install 'alula[torch]'"
-
 _SMALLEST = np.float64(5e-324)  # the smallest denormal of float64
-_backend_lock = threading.Lock()
-
-
-def require_torch() -> str:
-    """Return the installed PyTorch version.
-
-    Raises:
-        EngineUnavailableError: PyTorch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise EngineUnavailableError("torch", install=INSTALL) from error
-    return str(torch.__version__)
 
 
 def flat_arrays(outputs: object) -> Arrays:
@@ -60,11 +45,7 @@ def flat_arrays(outputs: object) -> Arrays:
 
     An output may be an input, a weight, or a view of one; the caller's arrays are none of these.
     """
-    import torch
-    from torch.utils import _pytree as pytree
-
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-    return tuple(np.array(leaf.detach().numpy(), order="C") for leaf in leaves)
+    return tuple(np.array(leaf.detach().numpy(), order="C") for leaf in leaves(outputs))
 
 
 class TorchSession:
@@ -245,34 +226,9 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         raise EngineError(f"{path} is no readable TorchScript module: {first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def packing_for(recipe: Recipe) -> Iterator[None]:
-    """Make integer weights be packed for a recipe's backend; the process's own choice is put back afterwards.
-
-    A file holds plain weights. They are packed for the process's backend when the file is read, and again
-    when the module is frozen, which copies them. Packed ones keep their kernels, whatever the backend is
-    when they run.
-
-    Raises:
-        EngineError: this PyTorch lacks the backend on this CPU.
-    """
-    require_torch()
-    import torch
-
-    quantized = torch.backends.quantized
-    with _backend_lock:
-        before = quantized.engine
-        if recipe.precision == "int8":
-            backend = recipe.variant or "x86"
-            if backend not in quantized.supported_engines:
-                raise EngineError(
-                    f"This PyTorch has no quantized kernels `{backend}` on this CPU for `{recipe}`."
-                )
-            quantized.engine = backend
-        try:
-            yield
-        finally:
-            quantized.engine = before
+def packing_for(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """Return what makes a recipe's integer weights be packed for its backend, see `using_backend`."""
+    return using_backend(backend_of(recipe)) if recipe.precision == "int8" else contextlib.nullcontext()
 
 
 def _unoptimized(module: torch.jit.ScriptModule) -> Callable[..., object]:

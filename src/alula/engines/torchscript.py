@@ -15,12 +15,10 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature
 from alula.engines.base import Arrays, Knobs, check_knobs
 from alula.engines.torch_eager import (
-    INSTALL,
     TorchSession,
     first_line,
     load_torchscript,
     packing_for,
-    require_torch,
 )
 from alula.engines.torch_graphs import (
     CHANNELS_LAST,
@@ -31,6 +29,7 @@ from alula.engines.torch_graphs import (
 )
 from alula.errors import EngineError
 from alula.hardware import bf16_is_native
+from alula.libraries import INSTALL_TORCH, require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +57,7 @@ class TorchScriptEngine:
     """
 
     name = "torchscript"
-    install = INSTALL
+    install = INSTALL_TORCH
     runs_code = True
     offered = True
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Signature, TensorSpec
-from alula.errors import ModelError
+from alula.errors import EngineUnavailableError, ModelError
 from alula.export.openvino_export import export_openvino, run_openvino
 from alula.export.rewrites import rewritten
+from alula.libraries import import_onnxruntime, onnxruntime_failures, with_flat_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def export_module(
         raise ModelError(f"A module cannot be exported as `{target}`; use {', '.join(ARTIFACT_FILES)}.")
     plain, notes = rewritten(module, samples)
     tensors = tuple(torch.from_numpy(np.array(sample)) for sample in samples)
-    wrapped = _FlatOutputs.wrap(plain)
+    wrapped = with_flat_outputs(plain)
     # Another batch than the exporter saw, of another size: a value or a batch size that tracing took for a
     # constant shows as a difference.
     others = tuple(np.concatenate([sample[::-1], sample[:1]]) for sample in samples)
@@ -101,26 +102,6 @@ def export_module(
             export_openvino(wrapped, tensors, signature, path)
         _check(target, references, run_openvino(path, others))
     return Exported(signature, notes)
-
-
-class _FlatOutputs:
-    """Builds the wrapper that turns any nest of output tensors into a flat tuple."""
-
-    @staticmethod
-    def wrap(module: nn.Module) -> nn.Module:
-        import torch
-        from torch.utils import _pytree as pytree
-
-        class FlatOutputs(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = module
-
-            def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                leaves = pytree.tree_leaves(self.model(*inputs))
-                return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-        return FlatOutputs().eval()
 
 
 def signature_of_module(module: nn.Module, samples: Sequence[NDArray[np.generic]]) -> Signature:
@@ -274,29 +255,19 @@ def _run_onnx(
     feeds = {spec.name: np.asarray(x) for spec, x in zip(signature.inputs, samples, strict=True)}
     names = [spec.name for spec in signature.outputs]
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = import_onnxruntime()
+    except EngineUnavailableError:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
         reference: Sequence[NDArray[np.generic]] = ReferenceEvaluator(onnx.load(path)).run(names, feeds)
         return reference
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a failure is raised; it need not be printed as well
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         outputs: Sequence[NDArray[np.generic]] = session.run(names, feeds)
-    except (
-        RuntimeError,
-        ValueError,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.NotImplemented,
-        state.RuntimeException,
-    ) as error:
+    except onnxruntime_failures() as error:
         raise _unlike("onnx", error) from error
     return outputs
 

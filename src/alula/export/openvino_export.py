@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.core import Signature, TensorSpec
-from alula.errors import EngineUnavailableError, ModelError
+from alula.errors import ModelError
+from alula.libraries import import_openvino, openvino_cause, openvino_conversion_failures
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 __all__ = ["export_openvino", "run_openvino"]
-
-_INSTALL = "pip install 'alula[openvino]'"
 
 
 def export_openvino(
@@ -41,7 +40,7 @@ def export_openvino(
         EngineUnavailableError: OpenVINO is not installed.
         ModelError: OpenVINO cannot convert the module.
     """
-    ov = _import()
+    ov = import_openvino()
     with _logging_kept():
         try:
             shapes = [ov.PartialShape(_sizes(spec)) for spec in signature.inputs]
@@ -49,7 +48,7 @@ def export_openvino(
             _sign(model, signature)
             ov.save_model(model, path, compress_to_fp16=False)
         except _failures() as error:
-            raise ModelError(f"OpenVINO cannot convert this model: {_last_line(error)}") from error
+            raise ModelError(f"OpenVINO cannot convert this model: {openvino_cause(error)}") from error
 
 
 def run_openvino(path: Path, samples: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -58,14 +57,14 @@ def run_openvino(path: Path, samples: Sequence[NDArray[np.generic]]) -> list[NDA
     Raises:
         ModelError: OpenVINO cannot run it on these samples.
     """
-    ov = _import()
+    ov = import_openvino()
     try:
         compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return [np.array(value) for value in compiled(tuple(samples)).to_tuple()]
     except RuntimeError as error:
         raise ModelError(
-            f"The openvino export fails on a batch that it was not made with: {_last_line(error)} It took "
-            "something for a constant that depends on the data; keep the model's computation in tensors."
+            f"The openvino export fails on a batch that it was not made with: {openvino_cause(error)} It "
+            "took something for a constant that depends on the data; keep the model's computation in tensors."
         ) from error
 
 
@@ -97,31 +96,5 @@ def _logging_kept() -> Iterator[None]:
         root.filters[:], root.handlers[:] = filters, handlers
 
 
-def _import() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineUnavailableError("openvino", install=_INSTALL) from error
-    return openvino
-
-
 def _failures() -> tuple[type[Exception], ...]:
-    from openvino import frontend
-    from openvino.tools.ovc.error import Error
-
-    return (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        Error,
-        frontend.GeneralFailure,
-        frontend.InitializationFailure,
-        frontend.NotImplementedFailure,
-        frontend.OpConversionFailure,
-        frontend.OpValidationFailure,
-    )
-
-
-def _last_line(error: BaseException) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return text[-1] if text else type(error).__name__
+    return (*openvino_conversion_failures(), RuntimeError, ValueError, TypeError)

@@ -15,11 +15,12 @@ import io
 import itertools
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
+from typing import Any, Literal, Protocol, Self, TypeAlias, final, get_args
 
 import msgspec
 import numpy as np
@@ -61,7 +62,8 @@ class Row:
 class Sink(Protocol):
     """Where predictions go. Not thread-safe: one thread writes.
 
-    A protocol, so that other tables can be written without touching this module.
+    A protocol, so that other tables can be written without touching this module. A class derived from it has
+    the `with` block that closes the table at a good end and discards it at a bad one.
     """
 
     def open(self) -> None:
@@ -76,11 +78,18 @@ class Sink(Protocol):
     def discard(self) -> None:
         """Remove what was written; an old table stays as it is."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        self.open()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        try:
+            if error is None:
+                self.close()
+        finally:
+            self.discard()
 
 
 def sink_for(
@@ -182,20 +191,59 @@ def _csv_line(fields: Sequence[str]) -> str:
     return _text(line.getvalue().removesuffix("\r\n"))
 
 
-class _CsvTable:
-    """Lines of text fields and scores in an `AtomicFile`; the header is written with the first of them."""
+class _FileSink(Sink):
+    """What all tables here share: columns, and an `AtomicFile` that is there while the sink is open.
 
-    def __init__(self, path: Path, *, columns: _Columns) -> None:
-        self.path = path
-        self.columns = columns
+    Args:
+        path: the table.
+        labels: names of the score columns; None names them after their place.
+        fixed: names of the columns before them.
+    """
+
+    def __init__(self, path: Path, *, labels: Sequence[str] | None, fixed: tuple[str, ...]) -> None:
+        self._path = path
+        self._columns = _Columns(path, labels=labels, fixed=fixed)
         self._file: AtomicFile | None = None
-        self._has_header = False
 
     def open(self) -> None:
-        self._file = AtomicFile(self.path)
+        """Make the temporary file. Raises `JobError` where it cannot be made."""
+        self._file = AtomicFile(self._path)
+
+    def close(self) -> None:
+        """Put the table in its place. Raises `JobError` where it cannot be written."""
+        file = self._opened()
+        self._finish(file)
+        self._file = None
+        file.commit()
+
+    def discard(self) -> None:
+        """Remove what was written; an old table stays as it is."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+    def _opened(self) -> AtomicFile:
+        if self._file is None:
+            raise JobError(f"{self._path}: the table is not open. Use the sink in a `with` block.")
+        return self._file
+
+    @abstractmethod
+    def _finish(self, file: AtomicFile) -> None:
+        """Write what is still missing when the last row was given."""
+
+
+class _LineSink(_FileSink):
+    """Lines of text fields and scores; the header is written with the first of them."""
+
+    _has_header = False
+
+    def open(self) -> None:
+        """Make the temporary file. Raises `JobError` where it cannot be made."""
+        super().open()
         self._has_header = False
 
-    def write(self, prefixes: Sequence[str], scores: Scores) -> None:
+    def _append(self, prefixes: Sequence[str], scores: Scores) -> None:
+        """Write one line per prefix, the fields before the scores; `scores` has shape (n, c)."""
         file = self._opened()
         self._write_header(file)
         for start in range(0, len(prefixes), CSV_BLOCK_ROWS):
@@ -209,26 +257,13 @@ class _CsvTable:
                 )
             )
 
-    def close(self) -> None:
-        file = self._opened()
+    def _finish(self, file: AtomicFile) -> None:
         self._write_header(file)
-        self._file = None
-        file.commit()
-
-    def discard(self) -> None:
-        if self._file is not None:
-            self._file.discard()
-            self._file = None
-
-    def _opened(self) -> AtomicFile:
-        if self._file is None:
-            raise JobError(f"{self.path}: the table is not open. Use the sink in a `with` block.")
-        return self._file
 
     def _write_header(self, file: AtomicFile) -> None:
         if not self._has_header:
             self._has_header = True
-            file.write(_csv_line([*self.columns.fixed, *(self.columns.names or ())]).encode() + b"\n")
+            file.write(_csv_line([*self._columns.fixed, *(self._columns.names or ())]).encode() + b"\n")
 
 
 def _float_lines(scores: Scores) -> list[bytes]:
@@ -262,7 +297,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.10g}"
 
 
-class CsvSink:
+@final
+class CsvSink(_LineSink):
     """A CSV table: `path,start_s,end_s,<labels...>`, without the times for images and arrays.
 
     Args:
@@ -275,13 +311,7 @@ class CsvSink:
     """
 
     def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        path = Path(path)
-        self._columns = _Columns(path, labels=labels, fixed=_fixed_columns(kind))
-        self._table = _CsvTable(path, columns=self._columns)
-
-    def open(self) -> None:
-        """Make the temporary file. Raises `JobError` where it cannot be made."""
-        self._table.open()
+        super().__init__(Path(path), labels=labels, fixed=_fixed_columns(kind))
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append one line per row; `scores` has shape (n, c), or (n, ...) and is flattened per row.
@@ -295,27 +325,11 @@ class CsvSink:
             prefixes = [paths[row.path] for row in rows]
         else:
             prefixes = [f"{paths[row.path]},{_seconds(row.start_s)},{_seconds(row.end_s)}" for row in rows]
-        self._table.write(prefixes, flat)
-
-    def close(self) -> None:
-        """Put the table in its place. Raises `JobError` where it cannot be written."""
-        self._table.close()
-
-    def discard(self) -> None:
-        """Remove what was written; an old table stays as it is."""
-        self._table.discard()
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _leave(self, error)
+        self._append(prefixes, flat)
 
 
-class BirdclefSink:
+@final
+class BirdclefSink(_LineSink):
     """A BirdCLEF submission: `row_id,<labels...>` with `row_id = {stem}_{end in whole seconds}`.
 
     Args:
@@ -328,7 +342,6 @@ class BirdclefSink:
     """
 
     def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        path = Path(path)
         if labels is None:
             raise UsageError(
                 f"{path}: format `birdclef` got a bundle without labels; expected labels for its columns. "
@@ -338,9 +351,7 @@ class BirdclefSink:
             raise UsageError(
                 f"{path}: format `birdclef` got inputs of kind `{kind}`; expected `audio`. Use format `csv`."
             )
-        self._path = path
-        self._columns = _Columns(path, labels=labels, fixed=("row_id",))
-        self._table = _CsvTable(path, columns=self._columns)
+        super().__init__(Path(path), labels=labels, fixed=("row_id",))
         self._paths: dict[str, str] = {}
         self._ends_s: dict[str, int] = {}
 
@@ -348,7 +359,7 @@ class BirdclefSink:
         """Make the temporary file. Raises `JobError` where it cannot be made."""
         self._paths.clear()
         self._ends_s.clear()
-        self._table.open()
+        super().open()
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append one line per row; `scores` has shape (n, c), values in [0, 1].
@@ -367,7 +378,7 @@ class BirdclefSink:
                 f"{self._path}: `{row_ids[i]}` got {flat[i, k]} for `{names[k]}`; expected a score from 0 "
                 "to 1. End the model with a sigmoid, or use format `csv`."
             )
-        self._table.write([_csv_line([row_id]) for row_id in row_ids], np.clip(flat, 0, 1))
+        self._append([_csv_line([row_id]) for row_id in row_ids], np.clip(flat, 0, 1))
 
     def _row_id(self, row: Row) -> str:
         stem = Path(row.path).stem
@@ -388,25 +399,9 @@ class BirdclefSink:
         self._ends_s[stem] = end_s
         return f"{stem}_{end_s}"
 
-    def close(self) -> None:
-        """Put the table in its place. Raises `JobError` where it cannot be written."""
-        self._table.close()
 
-    def discard(self) -> None:
-        """Remove what was written; an old table stays as it is."""
-        self._table.discard()
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _leave(self, error)
-
-
-class ParquetSink:
+@final
+class ParquetSink(_FileSink):
     """A Parquet table with the columns of `CsvSink`; scores are float32, times float64.
 
     Rows are written in groups of bounded size, so memory does not grow with the table.
@@ -421,9 +416,7 @@ class ParquetSink:
     """
 
     def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        self._path = Path(path)
-        self._columns = _Columns(self._path, labels=labels, fixed=_fixed_columns(kind))
-        self._file: AtomicFile | None = None
+        super().__init__(Path(path), labels=labels, fixed=_fixed_columns(kind))
         self._writer: Any = None
         self._rows: list[Row] = []
         self._scores: list[Scores] = []
@@ -437,7 +430,7 @@ class ParquetSink:
         """
         _pyarrow()
         self._rows, self._scores, self._writer = [], [], None
-        self._file = AtomicFile(self._path)
+        super().open()
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append one line per row; `scores` has shape (n, c), or (n, ...) and is flattened per row.
@@ -454,29 +447,18 @@ class ParquetSink:
         if len(self._rows) >= group_rows:
             self._write_group(file, group_rows)
 
-    def close(self) -> None:
-        """Put the table in its place. Raises `JobError` where it cannot be written."""
-        file = self._opened()
+    def discard(self) -> None:
+        """Remove what was written; an old table stays as it is."""
+        if self._file is not None and self._writer is not None:
+            # Or it would try to end its file when it is collected, long after that is closed.
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        super().discard()
+
+    def _finish(self, file: AtomicFile) -> None:
         self._write_group(file, max(1, len(self._rows)))
         with writing(self._path):
             self._writer.close()
-        self._file = None
-        file.commit()
-
-    def discard(self) -> None:
-        """Remove what was written; an old table stays as it is."""
-        if self._file is not None:
-            if self._writer is not None:
-                # Or it would try to end its file when it is collected, long after that is closed.
-                with contextlib.suppress(OSError):
-                    self._writer.close()
-            self._file.discard()
-            self._file = None
-
-    def _opened(self) -> AtomicFile:
-        if self._file is None:
-            raise JobError(f"{self._path}: the table is not open. Use the sink in a `with` block.")
-        return self._file
 
     def _write_group(self, file: AtomicFile, group_rows: int) -> None:
         pyarrow, parquet = _pyarrow()
@@ -500,15 +482,6 @@ class ParquetSink:
             self._writer.write_table(table, row_group_size=group_rows)
         self._rows, self._scores = [], []
 
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _leave(self, error)
-
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
@@ -517,14 +490,6 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise EngineUnavailableError("pyarrow", install="pip install 'alula[parquet]'") from error
     return pyarrow, parquet
-
-
-def _leave(sink: Sink, error: BaseException | None) -> None:
-    try:
-        if error is None:
-            sink.close()
-    finally:
-        sink.discard()
 
 
 class ErrorReport:

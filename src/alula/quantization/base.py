@@ -26,7 +26,8 @@ class Material:
     """What a quantizer makes an artifact from.
 
     Attributes:
-        export: folder written by an exporter, in the recipe's export format; empty for `module`.
+        export: folder written by an exporter, in the recipe's export format; empty for `module`. A quantizer
+            may keep there what it found out, for other recipes that start from the same export.
         module: gives the user's module in eval mode, rewritten as before every export; it is the caller's
             to change. Raises `ModelError` where the model is no PyTorch module.
         batches: calibration data; never the samples that decide acceptance.

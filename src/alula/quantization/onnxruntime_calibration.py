@@ -8,7 +8,7 @@ Runtime's own histogram calibrators keep every activation of every sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,24 +17,29 @@ from numpy.typing import NDArray
 from alula.core import Signature
 from alula.errors import EngineError
 from alula.quantization.base import Batches
+from alula.quantization.onnxruntime_findings import (
+    BINS,
+    Findings,
+    Histogram,
+    Range,
+    findings_file,
+    read_findings,
+    write_findings,
+)
 from alula.quantization.onnxruntime_preparation import open_session
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Histogram", "Method", "Range", "calibrated_ranges", "entropy_range", "percentile_range"]
+__all__ = ["Method", "calibrated_ranges", "entropy_range", "percentile_range"]
 
 Method = Literal["minmax", "percentile", "entropy"]
-Range = tuple[float, float]
 
-BINS = 2048
 LEVELS = 256
 """Values of an 8-bit activation."""
 
 PERCENTILE = 99.99
 
-# Values counted at once: intermediate arrays stay in the cache.
-_BLOCK = 1 << 16
 # Narrower ranges would overflow float32 when values are scaled to bins; nothing in them is an outlier.
 _LEAST_WIDTH = 1e-30
 # Entropy is compared at every eighth edge: finer ones change the range by less than a rounding step.
@@ -48,6 +53,7 @@ def calibrated_ranges(
     *,
     signature: Signature,
     method: Method,
+    keep: Path | None = None,
 ) -> dict[str, Range]:
     """Return the lowest and highest value to represent of each tensor.
 
@@ -56,60 +62,44 @@ def calibrated_ranges(
     Args:
         model: with the shapes of its tensors.
         tensors: names of float32 tensors.
-        batches: calibration data, read once or twice.
+        batches: calibration data, read up to three times.
         signature: inputs and outputs of the model.
         method: `minmax` takes all values in; `percentile` all but one in ten thousand; `entropy` the
             range whose histogram keeps most information when quantized.
+        keep: folder of the export, to keep there what is found out; what was found before, for another
+            method or other tensors, is taken from there.
 
     Raises:
         EngineError: there are no samples, or an activation is not finite.
     """
-    activations = _Activations(model, tensors, signature)
-    ranges = _extremes(activations, batches)
+    path = None if keep is None else findings_file(keep, model, batches)
+    known = Findings() if path is None else read_findings(path)
+    missing = [name for name in tensors if name not in known.extremes]
+    if missing:
+        found = _extremes(_Activations(model, missing, signature), batches)
+        known = Findings(known.extremes | found, known.histograms)
+        if path is not None:
+            write_findings(path, known)
+    ranges = {name: known.extremes[name] for name in tensors if name in known.extremes}
     if method == "minmax":
         return ranges
     whole = {spec.name for spec in (*signature.inputs, *signature.outputs)}
-    histograms = {
-        name: Histogram(*limits)
-        for name, limits in ranges.items()
-        if name not in whole and limits[1] - limits[0] > _LEAST_WIDTH
-    }
-    for values in activations.computed(batches):
-        for name, histogram in histograms.items():
-            histogram.add(values[name])
+    narrow = [name for name, (low, high) in ranges.items() if name not in whole and high - low > _LEAST_WIDTH]
+    uncounted = {name: Histogram(*ranges[name]) for name in narrow if name not in known.histograms}
+    if uncounted:
+        for values in _Activations(model, list(uncounted), signature).computed(batches):
+            for name, histogram in uncounted.items():
+                histogram.add(values[name])
+        known = Findings(known.extremes, known.histograms | uncounted)
+        if path is not None:
+            write_findings(path, known)
     narrowed = {
-        name: percentile_range(histogram, PERCENTILE) if method == "percentile" else entropy_range(histogram)
-        for name, histogram in histograms.items()
+        name: percentile_range(known.histograms[name], PERCENTILE)
+        if method == "percentile"
+        else entropy_range(known.histograms[name])
+        for name in narrow
     }
     return ranges | narrowed
-
-
-@dataclass
-class Histogram:
-    """Counts of values in bins of one width.
-
-    Attributes:
-        low: lower edge of the first bin.
-        high: upper edge of the last bin, above `low`; values outside count in the outer bins.
-        counts: values in each bin, int64 (BINS,).
-    """
-
-    low: float
-    high: float
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count finite values of any shape."""
-        flat = values.reshape(-1)
-        low, per_bin = np.float32(self.low), np.float32(BINS / (self.high - self.low))
-        for start in range(0, len(flat), _BLOCK):
-            places = ((flat[start : start + _BLOCK] - low) * per_bin).astype(np.intp)
-            self.counts += np.bincount(np.clip(places, 0, BINS - 1, out=places), minlength=BINS)
-
-    @property
-    def edges(self) -> NDArray[np.float64]:
-        """Edges of the bins, float64 (BINS + 1,)."""
-        return np.linspace(self.low, self.high, BINS + 1)
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> Range:
@@ -183,12 +173,14 @@ def _divergence(counts: NDArray[np.float64], start: int, stop: int) -> float:
 def _extremes(activations: _Activations, batches: Batches) -> dict[str, Range]:
     lows: dict[str, np.float32] = {}
     highs: dict[str, np.float32] = {}
+    samples = 0
     for values in activations.computed(batches):
+        samples += 1
         for name, value in values.items():
             if value.size:
                 lows[name] = np.minimum(lows.get(name, np.float32(np.inf)), value.min())
                 highs[name] = np.maximum(highs.get(name, np.float32(-np.inf)), value.max())
-    if not lows:
+    if not samples:
         raise EngineError("There is nothing to calibrate with; expected at least one sample.")
     for name, low in lows.items():
         if not (np.isfinite(low) and np.isfinite(highs[name])):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe
 from alula.errors import EngineError
 from alula.graphs import read_onnx
+from alula.libraries import INSTALL_ONNXRUNTIME
 from alula.quantization.base import Material
 from alula.quantization.onnxruntime_preparation import (
-    INSTALL,
     one_line_failures,
     prepare,
     require_onnxruntime,
@@ -42,7 +42,7 @@ class OnnxRuntimeDynamic:
 
     name = "dynamic"
     engine = "onnxruntime"
-    install = INSTALL
+    install = INSTALL_ONNXRUNTIME
 
     def version(self) -> str:
         """See `Quantizer.version`."""

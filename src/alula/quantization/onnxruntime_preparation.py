@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from alula.errors import EngineError, EngineUnavailableError
 from alula.graphs import name_nodes
 from alula.hardware import thread_budget
+from alula.libraries import INSTALL_ONNXRUNTIME, import_onnxruntime, onnxruntime_failures
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["INSTALL", "one_line_failures", "open_session", "prepare", "require_onnxruntime"]
-
-INSTALL = "pip install 'alula[onnxruntime]'"
+__all__ = ["one_line_failures", "open_session", "prepare", "require_onnxruntime"]
 
 # The first version whose QuantizeLinear takes a scale per channel (ONNX changelog).
 _LEAST_OPSET = 13
@@ -33,26 +32,9 @@ def require_onnxruntime() -> str:
     """
     try:
         import onnx  # noqa: F401
-
-        with _unreported():
-            import onnxruntime
     except ImportError as error:
-        raise EngineUnavailableError("onnxruntime with onnx", install=INSTALL) from error
-    return str(onnxruntime.__version__)
-
-
-@contextlib.contextmanager
-def _unreported() -> Iterator[None]:
-    # It notes its use in the user's home folder and reports it to a server, unless told so at import (1.31).
-    name = "ORT_DISABLE_TELEMETRY"
-    if name in os.environ:  # the user's own choice
-        yield
-        return
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
+        raise EngineUnavailableError("onnx", install=INSTALL_ONNXRUNTIME) from error
+    return str(import_onnxruntime().__version__)
 
 
 @contextlib.contextmanager
@@ -81,12 +63,9 @@ def one_line_failures() -> Iterator[None]:
 def _failures() -> tuple[type[Exception], ...]:
     import onnx
     from google.protobuf.message import DecodeError
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     return (
-        RuntimeError,
-        ValueError,
+        *onnxruntime_failures(),
         TypeError,
         AttributeError,
         LookupError,
@@ -95,7 +74,6 @@ def _failures() -> tuple[type[Exception], ...]:
         DecodeError,
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
-        *own,
     )
 
 

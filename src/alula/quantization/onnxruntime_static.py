@@ -12,10 +12,11 @@ import numpy as np
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Scope
 from alula.errors import EngineError
 from alula.graphs import left_in_float, read_onnx
+from alula.libraries import INSTALL_ONNXRUNTIME
 from alula.quantization.base import Material
-from alula.quantization.onnxruntime_calibration import Method, Range, calibrated_ranges
+from alula.quantization.onnxruntime_calibration import Method, calibrated_ranges
+from alula.quantization.onnxruntime_findings import Range
 from alula.quantization.onnxruntime_preparation import (
-    INSTALL,
     one_line_failures,
     prepare,
     require_onnxruntime,
@@ -59,7 +60,7 @@ class OnnxRuntimeStatic:
 
     name = "static"
     engine = "onnxruntime"
-    install = INSTALL
+    install = INSTALL_ONNXRUNTIME
 
     def version(self) -> str:
         """See `Quantizer.version`."""
@@ -90,6 +91,7 @@ class OnnxRuntimeStatic:
                 material.batches,
                 signature=material.signature,
                 method=_METHODS[recipe.variant],
+                keep=material.export,
             )
             _write(
                 model, ranges, artifact / ARTIFACT_FILES["onnx"], left=left, saturating=material.saturating

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Scope
-from alula.errors import EngineError, EngineUnavailableError
+from alula.errors import EngineError
 from alula.graphs import LayerGraph, assign_roles, left_in_float, read_openvino
 from alula.hardware import bf16_is_native
+from alula.libraries import (
+    INSTALL_OPENVINO,
+    import_nncf,
+    import_openvino,
+    openvino_cause,
+    openvino_conversion_failures,
+)
 from alula.quantization.base import Batches, Material
 
 __all__ = ["OpenVinoNncf"]
@@ -78,11 +85,11 @@ class OpenVinoNncf:
 
     name = "nncf"
     engine = "openvino"
-    install = "pip install 'alula[openvino]'"
+    install = INSTALL_OPENVINO
 
     def version(self) -> str:
         """See `Quantizer.version`."""
-        return str(_import()[0].__version__)
+        return str(import_nncf().__version__)
 
     def recipes(self, isa: Collection[str]) -> tuple[Recipe, ...]:
         """See `Quantizer.recipes`."""
@@ -95,7 +102,7 @@ class OpenVinoNncf:
 
     def quantize(self, material: Material, artifact: Path, *, recipe: Recipe) -> None:
         """See `Quantizer.quantize`."""
-        nncf, ov = _import()
+        nncf, ov = import_nncf(), import_openvino()
         variant = _variant(recipe)
         fixed = isinstance(material.signature.inputs[0].shape[0], int)
         try:
@@ -121,7 +128,7 @@ class OpenVinoNncf:
             ov.save_model(quantized, artifact / ARTIFACT_FILES["openvino"], compress_to_fp16=False)
         except _failures(nncf) as error:
             raise EngineError(
-                f"NNCF cannot quantize this model: {type(error).__name__}: {_cause(error)}"
+                f"NNCF cannot quantize this model: {type(error).__name__}: {openvino_cause(error)}"
             ) from error
 
 
@@ -191,19 +198,6 @@ def _variant(recipe: Recipe) -> _Variant:
     return _VARIANTS[recipe.variant]
 
 
-def _import() -> tuple[Any, Any]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # NNCF's own logger prints while it is imported
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise EngineUnavailableError("nncf with openvino", install=OpenVinoNncf.install) from error
-    finally:
-        logging.disable(before)
-    return nncf, openvino
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps NNCF's log, warnings and progress bars off the screen, and the root logger as it was."""
@@ -227,26 +221,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _failures(nncf: Any) -> tuple[type[Exception], ...]:
-    from openvino import frontend
-    from openvino.tools.ovc.error import Error
-
     return (
+        *openvino_conversion_failures(),
         RuntimeError,
         ValueError,
         KeyError,
         IndexError,
-        Error,
-        frontend.GeneralFailure,
-        frontend.OpConversionFailure,
-        frontend.OpValidationFailure,
         nncf.InternalError,
         nncf.ParameterNotSupportedError,
         nncf.UnsupportedModelError,
         nncf.ValidationError,
     )
-
-
-def _cause(error: BaseException) -> str:
-    # OpenVINO prints the chain of source positions first and the cause last.
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return text[-1] if text else "no reason given"

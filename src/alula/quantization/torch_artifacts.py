@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.core import ARTIFACT_FILES, Recipe
-from alula.errors import EngineError, EngineUnavailableError
+from alula.errors import EngineError
+from alula.libraries import leaves, with_flat_outputs
 from alula.quantization.base import Batches, Material
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "INSTALL",
     "another",
-    "backend_of",
     "calibrate",
     "example_of",
     "largest_difference",
@@ -36,34 +35,14 @@ __all__ = [
     "offered_recipes",
     "one_line_failures",
     "qconfig_mapping",
-    "require_torch",
-    "using_backend",
     "write_torchscript",
 ]
-
-INSTALL = "pip install 'alula[torch]'"
-
-DEFAULT_BACKEND = "x86"
-"""The backend of a recipe that names none in its variant."""
 
 # Operators whose second argument may be a number.
 _WITH_A_NUMBER = ("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "pow", "remainder")
 
 # Reloaded weights are the same integers, so only float layers left in between may round otherwise.
 MAX_DIFFERENCE = 1e-4
-
-
-def require_torch() -> str:
-    """Return the installed PyTorch version.
-
-    Raises:
-        EngineUnavailableError: PyTorch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise EngineUnavailableError("torch", install=INSTALL) from error
-    return str(torch.__version__)
 
 
 def offered_recipes(
@@ -93,36 +72,6 @@ def offered_recipes(
         Recipe(engine, "int8", quantizer, variant)
         for variant in (variants if every_backend else variants[:1])
     )
-
-
-def backend_of(recipe: Recipe) -> str:
-    """Return the backend whose kernels a recipe is for.
-
-    >>> backend_of(Recipe("torch", "int8", "fx")), backend_of(Recipe("torch", "int8", "fx", "onednn"))
-    ('x86', 'onednn')
-    """
-    return recipe.variant or DEFAULT_BACKEND
-
-
-@contextlib.contextmanager
-def using_backend(name: str) -> Iterator[None]:
-    """Make weights be packed for a backend; put the process's own choice back afterwards.
-
-    Raises:
-        EngineError: this PyTorch has no such backend on this CPU.
-    """
-    import torch
-
-    quantized = torch.backends.quantized
-    if name not in quantized.supported_engines:
-        there = ", ".join(sorted(set(quantized.supported_engines) - {"none"}))
-        raise EngineError(f"This PyTorch has no quantized kernels `{name}` on this CPU; it has {there}.")
-    before = quantized.engine
-    quantized.engine = name
-    try:
-        yield
-    finally:
-        quantized.engine = before
 
 
 @contextlib.contextmanager
@@ -270,7 +219,7 @@ def _traced(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.S
     """
     import torch
 
-    traced = torch.jit.trace(_FlatOutputs.wrap(module), example, check_trace=False, strict=False)
+    traced = torch.jit.trace(with_flat_outputs(module), example, check_trace=False, strict=False)
     graph = traced.graph
     torch._C._jit_pass_inline(graph)
     for node in (node for kind in _WITH_A_NUMBER for node in graph.findAllNodes(f"aten::{kind}")):
@@ -291,32 +240,6 @@ def _outputs_again(path: Path, batch: Sequence[torch.Tensor]) -> Iterator[tuple[
         with torch.jit.optimized_execution(optimised):
             for _ in range(1 + optimised):
                 yield leaves(module(*batch))
-
-
-class _FlatOutputs:
-    """Builds the wrapper that turns any nest of output tensors into a flat tuple."""
-
-    @staticmethod
-    def wrap(module: nn.Module) -> nn.Module:
-        import torch
-
-        class FlatOutputs(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = module
-
-            def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                return leaves(self.model(*inputs))
-
-        return FlatOutputs().eval()
-
-
-def leaves(outputs: object) -> tuple[torch.Tensor, ...]:
-    """Return the tensors of a module's output (tensor, or nested tuple, list or dict), in order."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    return tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
 
 
 def _tensors(batch: Sequence[NDArray[np.generic]]) -> tuple[torch.Tensor, ...]:

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from alula.core import ExportFormat, Recipe
 from alula.errors import EngineError
+from alula.libraries import INSTALL_TORCH, backend_of, require_torch, using_backend
 from alula.quantization.base import Material
 from alula.quantization.torch_artifacts import (
-    INSTALL,
-    backend_of,
     looked_up,
     offered_recipes,
     one_line_failures,
-    require_torch,
-    using_backend,
     write_torchscript,
 )
 
@@ -38,7 +35,7 @@ class TorchDynamic:
     """
 
     name = "dynamic"
-    install = INSTALL
+    install = INSTALL_TORCH
 
     def __init__(self, engine: str) -> None:
         self.engine = engine

@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from alula.core import ExportFormat, Recipe
 from alula.errors import EngineError
+from alula.libraries import INSTALL_TORCH, backend_of, leaves, require_torch, using_backend
 from alula.quantization.base import Material
 from alula.quantization.torch_artifacts import (
-    INSTALL,
-    backend_of,
     calibrate,
     example_of,
     largest_difference,
-    leaves,
     looked_up,
     offered_recipes,
     one_line_failures,
     qconfig_mapping,
-    require_torch,
-    using_backend,
     write_torchscript,
 )
 
@@ -50,7 +46,7 @@ class TorchEagerMode:
     """
 
     name = "eager"
-    install = INSTALL
+    install = INSTALL_TORCH
 
     def __init__(self, engine: str) -> None:
         self.engine = engine

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Scope
 from alula.errors import EngineError
 from alula.graphs import Layer, left_in_float, read_fx
+from alula.libraries import INSTALL_TORCH, backend_of, require_torch, using_backend
 from alula.quantization.base import Material
 from alula.quantization.torch_artifacts import (
-    INSTALL,
     another,
-    backend_of,
     calibrate,
     example_of,
     looked_up,
     offered_recipes,
     one_line_failures,
     qconfig_mapping,
-    require_torch,
-    using_backend,
     write_torchscript,
 )
 from alula.quantization.torch_tracing import trace
@@ -62,7 +59,7 @@ class TorchFx:
     """
 
     name = "fx"
-    install = INSTALL
+    install = INSTALL_TORCH
 
     def __init__(self, engine: str) -> None:
         self.engine = engine

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alula.report.drawing import draw_frame, draw_label, draw_leader, draw_text
 from alula.report.geometry import Box, text_width
-from alula.report.labels import LabelRequest, PlacedLabel, place_labels
-from alula.report.markup import Element, Node, element, render
+from alula.report.labels import LabelRequest, place_labels
+from alula.report.markup import Node, element, render
 from alula.report.numbers import shortened
 from alula.report.scales import LinearScale, LogScale, linear_ticks, log_ticks
 
@@ -102,12 +103,12 @@ def pareto_svg(points: Sequence[ParetoPoint], *, across: Across, caption: str) -
         element("desc", {"id": "desc"}, f"{caption}. {chart.description}"),
         element("style", {}, _STYLE),
         element("rect", {"class": "ground", "width": _WIDTH, "height": _HEIGHT}),
-        _text("heading", chart.area.left, 24, "start", chart.heading),
-        _text("muted", chart.area.left, 44, "start", shortened(caption, 120)),
+        draw_text("heading", chart.area.left, 24, "start", chart.heading),
+        draw_text("muted", chart.area.left, 44, "start", shortened(caption, 120)),
         *chart.axes(),
         *chart.front_line(),
         *chart.marks(),
-        _text("muted", chart.area.left, _HEIGHT - 12, "start", f"Filled: {chart.meaning}."),
+        draw_text("muted", chart.area.left, _HEIGHT - 12, "start", f"Filled: {chart.meaning}."),
     ]
     svg = element(
         "svg",
@@ -206,7 +207,7 @@ class _Chart:
             nodes.append(
                 element("path", {"class": "grid", "d": f"M{area.left:.1f} {y:.1f}H{area.right:.1f}"})
             )
-            nodes.append(_text("muted", area.left - 6, y + 0.35 * _FONT_PX, "end", f"{value:,g}"))
+            nodes.append(draw_text("muted", area.left - 6, y + 0.35 * _FONT_PX, "end", f"{value:,g}"))
         if isinstance(self._x, LogScale):
             x_ticks = log_ticks(self._x, self._columns_fit)
         else:
@@ -216,21 +217,12 @@ class _Chart:
             nodes.append(
                 element("path", {"class": "grid", "d": f"M{x:.1f} {area.top:.1f}V{area.bottom:.1f}"})
             )
-            nodes.append(_text("muted", x, area.bottom + 1.4 * _FONT_PX, "middle", f"{value:,g}"))
+            nodes.append(draw_text("muted", x, area.bottom + 1.4 * _FONT_PX, "middle", f"{value:,g}"))
+        nodes.append(draw_frame(area))
+        nodes.append(draw_text("muted", area.left, area.top - 9, "start", "↑ samples/s, logarithmic"))
         nodes.append(
-            element(
-                "rect",
-                {
-                    "class": "plot",
-                    "x": area.left,
-                    "y": area.top,
-                    "width": area.right - area.left,
-                    "height": area.bottom - area.top,
-                },
-            )
+            draw_text("muted", area.right, area.bottom + 2.9 * _FONT_PX, "end", f"{self._words.axis} →")
         )
-        nodes.append(_text("muted", area.left, area.top - 9, "start", "↑ samples/s, logarithmic"))
-        nodes.append(_text("muted", area.right, area.bottom + 2.9 * _FONT_PX, "end", f"{self._words.axis} →"))
         return nodes
 
     def _corners(self) -> list[tuple[float, float]]:
@@ -264,17 +256,13 @@ class _Chart:
                 for (x0, y0), (x1, y1) in itertools.pairwise(self._corners())
             ],
         )
-        nodes: list[Node] = []
-        for label in placed:
-            if label is not None and label.leader is not None:
-                line = label.leader
-                path = f"M{line.x0:.1f} {line.y0:.1f}L{line.x1:.1f} {line.y1:.1f}"
-                nodes.append(element("path", {"class": "leader", "d": path}))
+        names = [name for name in placed if name is not None]
+        nodes: list[Node] = [draw_leader(name.leader) for name in names if name.leader is not None]
         for index in reversed(order):
             x, y = self._at(index)
             name = "point member" if index in self._front else "point"
             nodes.append(element("circle", {"class": name, "cx": x, "cy": y, "r": _RADIUS}))
-        nodes += [_label(label) for label in placed if label is not None]
+        nodes += [draw_label(name, _FONT_PX) for name in names]
         return nodes
 
     def _request(self, index: int) -> LabelRequest:
@@ -294,14 +282,3 @@ def _log_range(values: Sequence[float], *, beyond: float) -> tuple[float, float]
         raise ValueError(f"values on a logarithmic axis must be positive and finite; got {low} to {high}")
     span = max(high / low, 2.0)
     return low / span**_BEFORE, high * span**beyond
-
-
-def _label(label: PlacedLabel) -> Element:
-    box = label.box
-    x = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[label.anchor]
-    name = "label strong" if label.bold else "label"
-    return _text(name, x, box.top + 0.95 * _FONT_PX, label.anchor, label.text)
-
-
-def _text(name: str, x: float, y: float, anchor: str, text: str) -> Element:
-    return element("text", {"class": name, "x": x, "y": y, "text-anchor": anchor}, text)

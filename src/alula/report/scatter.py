@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from alula.report.content import ReportContent
+from alula.report.drawing import draw_frame, draw_label, draw_leader, draw_text
 from alula.report.geometry import Box, text_width
 from alula.report.labels import LabelRequest, PlacedLabel, place_labels
 from alula.report.layout import LARGEST, RADIUS, Frame, Plot, Point, lay_out, ratio_of, tick_text, y_ticks
@@ -51,6 +52,7 @@ def scatter(
     marks += [Box.around(point.x, point.y, point.radius + 3) for point in points]
     limit_box, limit_mark = _limit(plot, scale, frame, marks=marks)
     placed = _labels(content, points, (base_x, base_y), plot=plot, scale=scale, frame=frame, limit=limit_box)
+    names = [name for name in placed if name is not None]
     children: list[Node] = [
         element("title", {"id": f"{frame.name}-title"}, "Speed against accuracy of every recipe"),
         element("desc", {"id": f"{frame.name}-desc"}, _description(content, points, scale)),
@@ -60,12 +62,12 @@ def scatter(
             "path", {"class": "base-line", "d": f"M{px(base_x)} {px(plot.area.top)}V{px(plot.area.bottom)}"}
         ),
         *(bar for point in points for bar in _bars(point, plot, kinds)),
-        *(_leader(label) for label in placed if label is not None and label.leader is not None),
+        *(draw_leader(name.leader) for name in names if name.leader is not None),
         element("circle", {"class": "base", "cx": base_x, "cy": base_y, "r": RADIUS}),
         element("circle", {"class": "base-dot", "cx": base_x, "cy": base_y, "r": 2.2}),
         # The chosen one comes last, on top.
         *(mark for point in reversed(points) for mark in _mark(point, kinds, plot)),
-        *_texts(placed, frame),
+        *(draw_label(name, frame.font_px) for name in names),
     ]
     return element(
         "svg",
@@ -147,26 +149,19 @@ def _axes(content: ReportContent, plot: Plot, scale: DropScale, frame: Frame) ->
     area, font = plot.area, frame.font_px
     unit = f", {scale.unit}" if scale.unit else ""
     nodes: list[Node] = [
-        element(
-            "rect",
-            {
-                "class": "plot",
-                "x": area.left,
-                "y": area.top,
-                "width": area.right - area.left,
-                "height": area.bottom - area.top,
-            },
-        ),
+        draw_frame(area),
         _title(4, 1.1 * font, "start", ("↑ better · ", drop_words(content.accuracy.metric), unit), frame),
     ]
     for value in y_ticks(plot.y, scale):
         y = plot.y.position(value)
         nodes.append(element("path", {"class": "grid", "d": f"M{px(area.left)} {px(y)}H{px(area.right)}"}))
-        nodes.append(_text("tick", area.left - 6, y + 0.35 * font, "end", tick_text(value * scale.factor)))
+        nodes.append(
+            draw_text("tick", area.left - 6, y + 0.35 * font, "end", tick_text(value * scale.factor))
+        )
     for value in _x_ticks(plot.x, "{:g}×", font):
         x = plot.x.position(value)
         nodes.append(element("path", {"class": "grid", "d": f"M{px(x)} {px(area.top)}V{px(area.bottom)}"}))
-        nodes.append(_text("tick", x, area.bottom + 1.35 * font, "middle", f"{value:g}×"))
+        nodes.append(draw_text("tick", x, area.bottom + 1.35 * font, "middle", f"{value:g}×"))
     name = baseline_name(content.baseline)
     along = (
         ("", name, " = 1×, logarithmic →") if frame.brief else ("times as fast as ", name, ", logarithmic →")
@@ -177,7 +172,7 @@ def _axes(content: ReportContent, plot: Plot, scale: DropScale, frame: Frame) ->
             element("path", {"class": "gutter", "d": f"M{px(plot.gutter)} {px(area.top)}V{px(area.bottom)}"})
         )
         centre = (area.left + plot.gutter) / 2
-        nodes.append(_text("tick", centre, area.bottom + 1.35 * font, "middle", "not timed"))
+        nodes.append(draw_text("tick", centre, area.bottom + 1.35 * font, "middle", "not timed"))
     if not frame.brief:
         nodes += _absolute_axis(content.baseline_throughput.per_s, plot, frame)
     return nodes
@@ -189,11 +184,11 @@ def _absolute_axis(baseline_per_s: float, plot: Plot, frame: Frame) -> list[Node
         return []
     x, font, top = plot.x, frame.font_px, plot.area.top
     absolute = LogScale(low=x.low * baseline_per_s, high=x.high * baseline_per_s, start=x.start, end=x.end)
-    nodes: list[Node] = [_text("axis-title", plot.area.right, 1.1 * font, "end", "samples/s")]
+    nodes: list[Node] = [draw_text("axis-title", plot.area.right, 1.1 * font, "end", "samples/s")]
     for value in _x_ticks(absolute, "{:,g}", font):
         at = absolute.position(value)
         nodes.append(element("path", {"class": "tick-mark", "d": f"M{px(at)} {px(top)}v-5"}))
-        nodes.append(_text("tick", at, top - 0.7 * font, "middle", f"{value:,g}"))
+        nodes.append(draw_text("tick", at, top - 0.7 * font, "middle", f"{value:,g}"))
     return nodes
 
 
@@ -233,7 +228,7 @@ def _limit(plot: Plot, scale: DropScale, frame: Frame, *, marks: Sequence[Box]) 
         if top + height <= area.bottom
     ]
     box = next((one for one in options if not any(one.overlaps(mark) for mark in marks)), options[0])
-    label = _text("limit-text", box.left, box.top + font, "start", text)
+    label = draw_text("limit-text", box.left, box.top + font, "start", text)
     if not shown:
         return box, [label]
     size = {"x": area.left, "y": y, "width": area.right - area.left, "height": area.bottom - y}
@@ -280,37 +275,13 @@ def _mark(point: Point, kinds: Mapping[str, int], plot: Plot) -> list[Node]:
     return nodes
 
 
-def _leader(label: PlacedLabel) -> Element:
-    line = label.leader
-    assert line is not None
-    return element(
-        "path", {"class": "leader", "d": f"M{px(line.x0)} {px(line.y0)}L{px(line.x1)} {px(line.y1)}"}
-    )
-
-
-def _texts(placed: Sequence[PlacedLabel | None], frame: Frame) -> list[Node]:
-    nodes: list[Node] = []
-    for label in placed:
-        if label is None:
-            continue
-        box = label.box
-        x = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[label.anchor]
-        name = "label strong" if label.bold else "label"
-        nodes.append(_text(name, x, box.top + 0.95 * frame.font_px, label.anchor, label.text))
-    return nodes
-
-
-def _text(name: str, x: float, y: float, anchor: str, text: str) -> Element:
-    return element("text", {"class": name, "x": x, "y": y, "text-anchor": anchor}, text)
-
-
 def _title(x: float, y: float, anchor: str, words: tuple[str, str, str], frame: Frame) -> Element:
     """Return the title of an axis, the name in its middle shortened until it fits beside another title."""
     before, name, after = words
     room = frame.width * (0.97 if frame.brief else 0.62)
     while len(name) > 8 and text_width(before + name + after, frame.font_px) > room:
         name = shortened(name, min(len(name) - 1, 80))
-    return _text("axis-title", x, y, anchor, before + name + after)
+    return draw_text("axis-title", x, y, anchor, before + name + after)
 
 
 def _description(content: ReportContent, points: Sequence[Point], scale: DropScale) -> str:

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from alula.errors import EngineUnavailableError, ModelError, UsageError, closest
-from alula.sources.foreign import called, cause_of, import_torch, importable, repeatable
+from alula.libraries import import_torch
+from alula.sources.foreign import called, cause_of, importable, repeatable
 
 if TYPE_CHECKING:
     import torch

@@ -13,14 +13,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from alula.errors import EngineUnavailableError, ModelError
+from alula.errors import ModelError
+from alula.libraries import import_torch
 
-__all__ = ["READ_ERRORS", "called", "cause_of", "import_torch", "importable", "repeatable", "said"]
+__all__ = ["READ_ERRORS", "called", "cause_of", "importable", "repeatable", "said"]
 
 _MESSAGE_CHARACTERS = 300
 
@@ -42,18 +42,6 @@ READ_ERRORS = (
     zlib.error,
 )
 """What damaged or hostile bytes make the readers of Python and torch raise."""
-
-
-def import_torch() -> ModuleType:
-    """Return torch.
-
-    Raises:
-        EngineUnavailableError: it is not installed.
-    """
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise EngineUnavailableError("torch", install="pip install 'alula[torch]'") from error
 
 
 def said(error: BaseException) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alula.errors import ModelError
+from alula.libraries import import_torch
 from alula.sources.content import detect_content
 from alula.sources.factories import build_factory, build_named, parse_options
-from alula.sources.foreign import READ_ERRORS, called, import_torch, importable, said
+from alula.sources.foreign import READ_ERRORS, called, importable, said
 from alula.sources.pickles import scan_checkpoint
 from alula.sources.types import LoadedModel, Source
 from alula.sources.weights import load_weights

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alula.errors import ModelError, UsageError, closest
+from alula.libraries import import_torch
 from alula.sources.content import detect_content
 from alula.sources.factories import factory_names, parse_options
-from alula.sources.foreign import cause_of, import_torch
+from alula.sources.foreign import cause_of
 from alula.sources.pickles import scan_checkpoint
 from alula.sources.types import Kind, Source
 from alula.sources.weights import is_state_dict_file

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alula.errors import EngineUnavailableError, ModelError, closest
+from alula.libraries import import_torch
 from alula.sources.content import detect_content
-from alula.sources.foreign import READ_ERRORS, cause_of, import_torch, said
+from alula.sources.foreign import READ_ERRORS, cause_of, said
 from alula.sources.pickles import PickleScan, scan_checkpoint
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alula.bundle import BundleWarning, fitted, start
+from alula.bundle import BundleWarning, fitted, read_manifest, start, verify
 from alula.core import Settings
+from alula.engines import engine_named, engine_names
 from alula.engines.fake import FakeScript
 from alula.errors import BundleError
 
@@ -127,6 +128,32 @@ def test_a_manifest_that_denies_running_code_is_not_believed(make, describe, rec
         recipe("torchscript/fp32", golden="chosen", runs_code=False), recipe("fake/fp32", golden="chosen")
     )
     fallback_used(make.write(manifest), manifest, "loading it runs code from the bundle")
+
+
+class LoadedError(Exception):
+    """An artifact was about to be loaded."""
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["chosen", "fallback"])
+@pytest.mark.parametrize("engine", [name for name in engine_names() if engine_named(name).runs_code])
+def test_a_forged_manifest_runs_no_code_without_trust(
+    make, describe, recipe, monkeypatch: pytest.MonkeyPatch, engine: str, first: bool
+) -> None:
+    """Files and hashes fit, and the manifest says that nothing here is code."""
+
+    def load(*_: object, **__: object) -> None:
+        raise LoadedError
+
+    monkeypatch.setattr(type(engine_named(engine)), "load", load)
+    forged = recipe(f"{engine}/fp32", golden="chosen", runs_code=False)
+    wrong = recipe("fake/fp32", golden="twice")
+    bundle = make.write(describe(forged, wrong) if first else describe(wrong, forged))
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    with pytest.raises(BundleError, match=f"{engine}/fp32: loading it runs code from the bundle"):
+        start(bundle, manifest, here=manifest.machine)
+    with pytest.raises(LoadedError):
+        start(bundle, manifest, here=manifest.machine, trust_code=True)
 
 
 def test_code_for_another_architecture(make, describe, recipe) -> None:

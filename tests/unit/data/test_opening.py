@@ -44,6 +44,12 @@ class TestFolders:
         with pytest.raises(DataError, match="are audio files"):
             samples.array(0)
 
+    def test_names_of_digits_are_sorted_as_names(self, tmp_path: Path) -> None:
+        touch(tmp_path, "9/10.wav", "9/9.wav", "10/a/1.wav", "10/a-1.wav", "0/1.wav")
+        samples = open_samples(tmp_path)
+        assert samples.labels == ("0", "10", "9")
+        assert paths(samples, tmp_path) == ["0/1.wav", "10/a/1.wav", "10/a-1.wav", "9/10.wav", "9/9.wav"]
+
     def test_given_order_may_have_classes_without_files(self, tmp_path: Path) -> None:
         touch(tmp_path, "cat/a.png", "dog/b.JPG")
         (tmp_path / "empty").mkdir()

@@ -183,9 +183,7 @@ def test_unknown_knobs(name: str, net: Exported) -> None:
 def test_a_backend_that_is_not_there(net: Exported) -> None:
     before = torch.backends.quantized.engine
     for engine in ("torch", "torchscript"):
-        with pytest.raises(
-            EngineError, match=rf"no quantized kernels `abacus` on this CPU for `{engine}/int8-fx-"
-        ):
+        with pytest.raises(EngineError, match=r"no quantized kernels `abacus` on this CPU; it has \w+"):
             engine_named(engine).load(
                 net.folder,
                 recipe=Recipe(engine, "int8", "fx", "abacus"),

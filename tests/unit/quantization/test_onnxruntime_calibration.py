@@ -20,14 +20,13 @@ from scipy.special import rel_entr
 from alula.core import Signature, TensorSpec
 from alula.errors import EngineError
 from alula.quantization.onnxruntime_calibration import (
-    BINS,
     LEVELS,
-    Histogram,
     Method,
     calibrated_ranges,
     entropy_range,
     percentile_range,
 )
+from alula.quantization.onnxruntime_findings import BINS, Histogram
 
 SIGNATURE = Signature(
     (TensorSpec("x", "float32", ("b", *IMAGE)),), (TensorSpec("flat", "float32", ("b", 768)),)

@@ -16,7 +16,6 @@ from alula.quantization.torch_artifacts import (
     looked_up,
     one_line_failures,
     qconfig_mapping,
-    using_backend,
     write_torchscript,
 )
 
@@ -106,23 +105,6 @@ def test_no_calibration_sample(x: np.ndarray, tmp_path: Path) -> None:
     )
     with pytest.raises(EngineError, match="no calibration samples"):
         write_torchscript(material.module(), empty, tmp_path)
-
-
-def test_a_backend_that_is_not_there_is_named_with_those_that_are() -> None:
-    before = torch.backends.quantized.engine
-    with pytest.raises(EngineError, match=r"no quantized kernels `abacus` on this CPU; it has \w+"):  # noqa: SIM117
-        with using_backend("abacus"):
-            pytest.fail("must not be entered")
-    assert torch.backends.quantized.engine == before
-
-
-def test_the_backend_is_put_back_after_an_error() -> None:
-    before = torch.backends.quantized.engine
-    other = next(name for name in torch.backends.quantized.supported_engines if name not in (before, "none"))
-    with pytest.raises(KeyError), using_backend(other):
-        assert torch.backends.quantized.engine == other
-        raise KeyError
-    assert torch.backends.quantized.engine == before
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_missing_libraries_come_with_their_command(monkeypatch: pytest.MonkeyPat
     assert "`torchvision` cannot be imported: RuntimeError: operator torchvision::nms does not exist" in text
     assert "builds of torch and torchvision that belong together" in text
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: real("no_such_" + name))
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert "pip install 'alula[torch]'" in failure("timm:resnet18", EngineUnavailableError)
 
 
