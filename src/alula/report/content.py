@@ -44,11 +44,13 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         share: of the peak, 1.0 is all of it.
+        of: precisions of the products that the peak is of, such as `INT8` or `INT8+FP32`.
         explanation: one sentence that says which peak, and how it was measured.
     """
 
     share: float
     explanation: str
+    of: str = ""
 
 
 class ReportContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

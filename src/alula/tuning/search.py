@@ -27,6 +27,7 @@ from alula.core import (
     Throughput,
 )
 from alula.errors import MeasurementError
+from alula.graphs import Products
 from alula.measure import (
     Clock,
     Latency,
@@ -62,6 +63,7 @@ LEAST_STEP_S = 30.0  # what a step may take even when the budget is used up
 INTERRUPTED_ROUNDS = 6
 # Loading and warming up a contender of the last comparison.
 LOADING_S = 3.0
+COUNTING_S = 2.0
 
 _BASELINE = "baseline"
 
@@ -144,6 +146,7 @@ class SearchResult:
         server: of the winner, in the server scenario.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
+        products: the work of one sample by kind and role of layers; none where it could not be counted.
     """
 
     signature: Signature
@@ -161,6 +164,7 @@ class SearchResult:
     server: ServerRate | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    products: tuple[Products, ...] = ()
 
 
 Report = Callable[[str], None]
@@ -243,6 +247,7 @@ class _Search:
         with field:
             chosen, rounds = self._chosen(field)
             field.close()  # nothing may run beside the last comparison
+            products = self._workshop.products()
             stages_s["building, checking and timing recipes"] = self._lap_s()
             final = self._confirm(reference.candidate, [field.accepted(one) for one in chosen], rounds)
             accepted = field.best_of_each_recipe()
@@ -266,6 +271,7 @@ class _Search:
             server=self._server(final) if plan.scenario == "server" else None,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
+            products=products,
         )
 
     def _lap_s(self) -> float:
@@ -281,7 +287,7 @@ class _Search:
         """
         plan = self._plan
         strategy = Strategy(field, clock=self._clock, effort=Effort(round_s=plan.round_s))
-        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S)
+        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S) + COUNTING_S
         try:
             standings = strategy.run(plan.recipes, deadline_s=self._deadline_s - last_s)
             return [one.candidate for one in standings[:FINALISTS]], plan.final_rounds

@@ -17,12 +17,25 @@ from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
 from alula.engines import engine_named
 from alula.errors import EngineError, ModelError
 from alula.export import copy_onnx
+from alula.graphs import Products
 from alula.quantization import quantizer_for
 from alula.sources import Source
-from alula.tuning.messages import BuildRequest, Built, Described, DescribeRequest, ExportRequest
+from alula.tuning.messages import (
+    BuildRequest,
+    Built,
+    Counted,
+    CountRequest,
+    Described,
+    DescribeRequest,
+    ExportRequest,
+)
 from alula.tuning.process import Child, ChildError
 
 __all__ = ["StepError", "Workshop", "file_name", "read_note", "write_note"]
+
+# In the order of what it takes to read them: a second without PyTorch, some with it.
+_COUNTABLE: tuple[ExportFormat, ...] = ("onnx", "openvino", "exported")
+COUNT_S = 30.0
 
 Answer = TypeVar("Answer")
 Note = TypeVar("Note", bound=msgspec.Struct)
@@ -174,6 +187,32 @@ class Workshop:
         write_note(note, described)
         self.notes += described.notes
         return folder
+
+    def products(self) -> tuple[Products, ...]:
+        """Return the work of one sample by kind and role of layers; none where no export so far tells it.
+
+        Nothing is exported for this. Why an export does not tell it is reported.
+        """
+        note = self.folder / "counted.json"
+        known = read_note(note, Counted)
+        if known is not None:
+            return known.products
+        for target in _COUNTABLE:
+            # Those of an interrupted search have not been asked for in this one.
+            made = read_note(self.folder / "exports" / f"{target}.json", Described) is not None
+            if not made and target not in self._exports:
+                continue
+            folder = self.folder / "exports" / target
+            request = CountRequest(target=target, folder=str(folder), samples=self._validation)
+            try:
+                with self.child(f"count-{target}") as child:
+                    counted = child.ask(request, Counted, timeout_s=min(COUNT_S, self._timeout_s()))
+            except ChildError as error:
+                self._report(f"the work of the model cannot be counted: {error}")
+            else:
+                write_note(note, counted)
+                return counted.products
+        return ()
 
     def artifact(self, recipe: Recipe) -> Path:
         """Return the folder of a recipe's artifact, made on first use.
