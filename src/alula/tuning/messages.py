@@ -54,10 +54,10 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Count the multiply-accumulates of an export, on inputs shaped as samples (`.npy` files) are."""
+    """Count the multiply-accumulates of an export's main file, on inputs shaped as samples (`.npy`) are."""
 
     target: ExportFormat
-    folder: str
+    path: str
     samples: tuple[str, ...]
 
 

@@ -63,7 +63,6 @@ LEAST_STEP_S = 30.0  # what a step may take even when the budget is used up
 INTERRUPTED_ROUNDS = 6
 # Loading and warming up a contender of the last comparison.
 LOADING_S = 3.0
-COUNTING_S = 2.0
 
 _BASELINE = "baseline"
 
@@ -287,7 +286,7 @@ class _Search:
         """
         plan = self._plan
         strategy = Strategy(field, clock=self._clock, effort=Effort(round_s=plan.round_s))
-        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S) + COUNTING_S
+        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S)
         try:
             standings = strategy.run(plan.recipes, deadline_s=self._deadline_s - last_s)
             return [one.candidate for one in standings[:FINALISTS]], plan.final_rounds

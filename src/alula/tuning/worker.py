@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ARTIFACT_FILES, Settings, Signature
+from alula.core import Settings, Signature
 from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
@@ -146,7 +146,7 @@ class Worker:
         return Described(signature=exported.signature, notes=exported.notes)
 
     def _count(self, request: CountRequest) -> Counted:
-        path = Path(request.folder) / ARTIFACT_FILES[request.target]
+        path = Path(request.path)
         if request.target == "onnx":
             # A file of the user's may leave sizes open; an export's are those of the samples anyway.
             signature = signature_of_onnx(path)

@@ -33,7 +33,6 @@ from alula.tuning.process import Child, ChildError
 
 __all__ = ["StepError", "Workshop", "file_name", "read_note", "write_note"]
 
-# In the order of what it takes to read them: a second without PyTorch, some with it.
 _COUNTABLE: tuple[ExportFormat, ...] = ("onnx", "openvino", "exported")
 COUNT_S = 30.0
 
@@ -124,11 +123,14 @@ class Workshop:
         self._report("reading the model")
 
         def ask(child: Child) -> Described:
-            return child.ask(
+            described = child.ask(
                 DescribeRequest(source=self.source, samples=self._validation),
                 Described,
                 timeout_s=self._timeout_s(),
             )
+            if self.source.kind == "onnx":
+                self._count(child, "onnx", Path(self.source.spec))
+            return described
 
         try:
             described = self.with_second_try("describe", ask)
@@ -172,13 +174,15 @@ class Workshop:
 
         def ask(child: Child) -> Described:
             asked.append(child.reproduce)
-            return child.ask(
+            described = child.ask(
                 ExportRequest(
                     source=self.source, samples=self._calibration, target=target, folder=str(folder)
                 ),
                 Described,
                 timeout_s=self._timeout_s(),
             )
+            self._count(child, target, folder / ARTIFACT_FILES[target])
+            return described
 
         try:
             described = self.with_second_try(f"export-{target}", ask)
@@ -189,30 +193,25 @@ class Workshop:
         return folder
 
     def products(self) -> tuple[Products, ...]:
-        """Return the work of one sample by kind and role of layers; none where no export so far tells it.
+        """Return the work of one sample by kind and role of layers; none where no export so far tells it."""
+        counted = read_note(self._counted, Counted)
+        return () if counted is None else counted.products
 
-        Nothing is exported for this. Why an export does not tell it is reported.
-        """
-        note = self.folder / "counted.json"
-        known = read_note(note, Counted)
-        if known is not None:
-            return known.products
-        for target in _COUNTABLE:
-            # Those of an interrupted search have not been asked for in this one.
-            made = read_note(self.folder / "exports" / f"{target}.json", Described) is not None
-            if not made and target not in self._exports:
-                continue
-            folder = self.folder / "exports" / target
-            request = CountRequest(target=target, folder=str(folder), samples=self._validation)
-            try:
-                with self.child(f"count-{target}") as child:
-                    counted = child.ask(request, Counted, timeout_s=min(COUNT_S, self._timeout_s()))
-            except ChildError as error:
-                self._report(f"the work of the model cannot be counted: {error}")
-            else:
-                write_note(note, counted)
-                return counted.products
-        return ()
+    @property
+    def _counted(self) -> Path:
+        return self.folder / "counted.json"
+
+    def _count(self, child: Child, target: ExportFormat, path: Path) -> None:
+        """Count what a child has just read or written, and keep that; why it cannot is only reported."""
+        if target not in _COUNTABLE or self._counted.is_file():
+            return
+        request = CountRequest(target=target, path=str(path), samples=self._validation)
+        try:
+            counted = child.ask(request, Counted, timeout_s=min(COUNT_S, self._timeout_s()))
+        except ChildError as error:
+            self._report(f"the work of the model cannot be counted: {error}")
+        else:
+            write_note(self._counted, counted)
 
     def artifact(self, recipe: Recipe) -> Path:
         """Return the folder of a recipe's artifact, made on first use.

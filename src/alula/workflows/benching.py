@@ -11,7 +11,17 @@ import msgspec
 import numpy as np
 
 from alula.bundle import GOLDEN_NAME, is_bundle, read_manifest, verify
-from alula.core import Ratio, Recipe, Roofline, Scenario, Settings, Share, Throughput, share_of_peak
+from alula.core import (
+    ARTIFACT_FILES,
+    Ratio,
+    Recipe,
+    Roofline,
+    Scenario,
+    Settings,
+    Share,
+    Throughput,
+    share_of_peak,
+)
 from alula.errors import MeasurementError, ModelError, UsageError
 from alula.graphs import Products
 from alula.hardware import read_memory, thread_budget
@@ -334,7 +344,8 @@ def _counted(
             Described,
             timeout_s=TIMEOUT_S,
         )
-        request = CountRequest(target="exported", folder=str(folder), samples=inputs)
+        path = str(folder / ARTIFACT_FILES["exported"])
+        request = CountRequest(target="exported", path=path, samples=inputs)
         return child.ask(request, Counted, timeout_s=TIMEOUT_S).products
     except ChildError as error:
         report(f"the work of {name} cannot be counted: {error}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from onnx_models import Network
 from tiny import CLASSES, FEATURES, write_onnx
 
@@ -21,7 +23,8 @@ from alula.tuning.worker import Worker
 def counted(folder: Path, target: ExportFormat, x: np.ndarray) -> Counted | Problem:
     """Ask a worker, in this process."""
     np.save(folder / "x.npy", x)
-    reply = Worker().answer(CountRequest(target=target, folder=str(folder), samples=(str(folder / "x.npy"),)))
+    path = str(folder / ARTIFACT_FILES[target])
+    reply = Worker().answer(CountRequest(target=target, path=path, samples=(str(folder / "x.npy"),)))
     assert isinstance(reply, Counted | Problem)
     return reply
 
@@ -63,7 +66,7 @@ def test_a_format_without_a_graph_to_read_is_said(tmp_path: Path) -> None:
     assert "torchscript cannot be counted" in reply.error
 
 
-def workshop(folder: Path, model: Path, x: Path) -> Workshop:
+def workshop(folder: Path, model: str | Path, x: Path, reports: list[str]) -> Workshop:
     return Workshop(
         parse_source(model),
         folder,
@@ -73,16 +76,47 @@ def workshop(folder: Path, model: Path, x: Path) -> Workshop:
         saturating=False,
         memory_limit_bytes=4 * 2**30,
         timeout_s=lambda: 60.0,
-        report=lambda text: None,
+        report=reports.append,
     )
 
 
-def test_only_what_was_exported_is_counted_and_then_kept(tmp_path: Path) -> None:
+def test_the_work_of_a_model_is_kept_for_a_search_that_continues(tmp_path: Path) -> None:
     x, model = tmp_path / "x.npy", write_onnx(tmp_path / "model.onnx")
     np.save(x, np.zeros((4, FEATURES), np.float32))
-    first = workshop(tmp_path / "work", model, x)
-    assert first.products() == ()
-    first.export("onnx")
-    (product,) = first.products()
+    (product,) = workshop(tmp_path / "work", model, x, []).products()
     assert (product.kind, product.macs) == ("matmul", FEATURES * CLASSES)
-    assert workshop(tmp_path / "work", model, x).products() == (product,)
+    model.unlink()
+    assert workshop(tmp_path / "work", write_onnx(model), x, []).products() == (product,)
+
+
+def test_what_cannot_be_counted_is_reported_and_costs_nothing_else(tmp_path: Path) -> None:
+    """A model whose work is in the two sides of a branch."""
+    shape = (2, FEATURES)
+    sides = [
+        helper.make_graph(
+            [helper.make_node("Abs", ["x"], [side])],
+            side,
+            [],
+            [helper.make_tensor_value_info(side, TensorProto.FLOAT, shape)],
+        )
+        for side in ("one", "other")
+    ]
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["any"], to=TensorProto.BOOL),
+        helper.make_node("If", ["any"], ["y"], name="branch", then_branch=sides[0], else_branch=sides[1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "branching",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    opset = helper.make_opsetid("", 18)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "model.onnx")
+    x, reports = tmp_path / "x.npy", list[str]()
+    np.save(x, np.zeros((4, FEATURES), np.float32))
+    made = workshop(tmp_path / "work", tmp_path / "model.onnx", x, reports)
+    assert made.products() == ()
+    assert made.signature.inputs[0].shape == shape
+    assert any("work of the model cannot be counted" in line and "`branch`" in line for line in reports)

@@ -24,7 +24,7 @@ SETTINGS = Settings(threads=2, instances=3, batch_size=4, knobs={"pin": True, "l
 REQUESTS = (
     m.DescribeRequest(source=SOURCE, samples=("a.npy", "b.npy")),
     m.ExportRequest(source=SOURCE, samples=("a.npy",), target="onnx", folder="/f"),
-    m.CountRequest(target="exported", folder="/f", samples=("a.npy",)),
+    m.CountRequest(target="exported", path="/f", samples=("a.npy",)),
     m.PeaksRequest(threads=2, workload=SHORT, rounds=3, seconds=0.1),
     m.BuildRequest(
         recipe=Recipe("openvino", "int8", "nncf"),
