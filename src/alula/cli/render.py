@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alula.bundle import JOURNAL_NAME, Manifest, read_measurements
-from alula.core import Accepted, Accuracy, Failed, Outcome, Recipe, Rejected, Share
+from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
 from alula.workflows import BenchReport, Diagnosis, PredictionReport, SurveyReport, SurveyRow
@@ -63,7 +63,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         str(base.settings),
         f"{base.throughput_per_s:.1f}",
         "1.0",
-        _of_peak(measurements.of_peak(Recipe.parse(base.recipe), base.throughput_per_s)),
+        _of_peak(base.of_peak or Share()),
         "",
         "baseline",
     )

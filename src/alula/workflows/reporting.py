@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from alula.bundle import Deployed, Manifest, Measurements, read_manifest, read_measurements, verify
-from alula.core import ARTIFACT_FILES, Candidate, Outcome, Recipe, Throughput
+from alula.core import ARTIFACT_FILES, Accepted, Candidate, Outcome, Recipe, Throughput, Work
 from alula.errors import BundleError, EngineUnavailableError, ModelError
 from alula.graphs import Products, products_of, read_onnx
 from alula.pipeline import AtomicFile
+from alula.quantization import work_of
 from alula.report import Finalist, FolderSpeed, ReportContent, Roofline, Stage, render_page
 from alula.tuning import read_journal
 
@@ -84,6 +86,8 @@ def report_content(bundle: Path) -> ReportContent:
         warnings=manifest.warnings,
         stages=tuple(Stage(name=name, seconds=seconds) for name, seconds in measurements.stages_s.items()),
         roofline=_roofline(measurements, manifest),
+        peaks=measurements.roofline,
+        work=_work(products, (manifest.baseline.recipe, manifest.chosen.recipe), outcomes),
         macs_per_sample=float(sum(one.macs for one in products)) if products else None,
         facts=_facts(measurements, manifest),
         commands={
@@ -140,6 +144,14 @@ def products_in(bundle: Path, manifest: Manifest) -> tuple[Products, ...]:
             except (EngineUnavailableError, ModelError):  # running a bundle needs neither onnx nor counts
                 return ()
     return ()
+
+
+def _work(products: Sequence[Products], names: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Work]:
+    """Return the work of a sample by names of recipes, those given and those accepted, where it is known."""
+    accepted = [one.candidate.recipe for one in outcomes if isinstance(one, Accepted)]
+    recipes = dict.fromkeys((*map(Recipe.parse, names), *accepted))
+    found = {recipe.name: work_of(products, recipe) for recipe in recipes}
+    return {name: work for name, work in found.items() if work is not None}
 
 
 def _roofline(measurements: Measurements, manifest: Manifest) -> Roofline | None:

@@ -136,6 +136,7 @@ def test_the_report_states_the_share(optimized: SimpleNamespace, tmp_path: Path)
     text = write_report(optimized.bundle.path, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Of the machine's FP32 peak" in text.replace("&#x27;", "'").replace("&#39;", "'")
     assert f"The chosen recipe reached {optimized.bundle.manifest.chosen.of_peak}" in text
+    assert f">{optimized.bundle.manifest.baseline.of_peak}<" in text
 
 
 def test_a_share_above_the_peak_is_printed_and_warned_of(
