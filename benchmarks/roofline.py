@@ -26,7 +26,7 @@ from alula.export import export_module
 from alula.graphs import read_onnx, total_macs
 from alula.hardware import thread_budget
 from alula.measure import Concurrency, Round, interleave
-from alula.workflows.roofline import open_peaks
+from alula.tuning.roofline import open_peaks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,7 @@ def main() -> None:
         done, dropped = interleave(
             {**peaks.contenders, **timers}, rounds=options.rounds, seconds=options.seconds
         )
-        method = f"medians of {options.rounds} interleaved rounds of {options.seconds:g} s, {threads} threads"
+        method = f"best of {options.rounds} interleaved rounds of {options.seconds:g} s, {threads} threads"
         roof = peaks.roofline(done, failures=dropped, method=method)
     best_eager = max(float(np.median([one.per_s for one in done[name]])) for name in timers)
     rows = []

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from alula.core import Accuracy, InputDescription, Ratio, Settings, Signature
+from alula.core import Accuracy, InputDescription, Ratio, Settings, Share, Signature
 from alula.errors import BundleError
 from alula.hardware import Fingerprint
 
@@ -38,16 +38,26 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The user's model as it was, measured beside the chosen candidate."""
+class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The user's model as it was, measured beside the chosen candidate.
+
+    Attributes:
+        recipe: how it ran.
+        settings: with which settings.
+        throughput_per_s: samples per second of the model alone.
+        rounds_per_s: raw rounds of that measurement.
+        of_peak: how much of the machine's peak that is; None in bundles of before there was one.
+    """
 
     recipe: str
     settings: Settings
     throughput_per_s: float
     rounds_per_s: tuple[float, ...]
+    of_peak: Share | None = None
 
 
-class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+# Defaults are left out, so that bundles of before there was `of_peak` keep their checksum.
+class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A recipe that the bundle carries and how to run it.
 
     Attributes:
@@ -58,6 +68,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         rounds_per_s: raw rounds of that measurement.
         runs_code: whether loading it executes code from the bundle.
         golden: names of the arrays in `golden.npz` with its outputs, in order.
+        of_peak: how much of the machine's peak its speed is; None in bundles of before there was one.
     """
 
     recipe: str
@@ -67,6 +78,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rounds_per_s: tuple[float, ...]
     runs_code: bool
     golden: tuple[str, ...]
+    of_peak: Share | None = None
 
 
 class FolderRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

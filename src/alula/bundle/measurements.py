@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from alula.core import Candidate, Ratio, Scenario, Throughput
+from alula.core import Candidate, Ratio, Recipe, Roofline, Scenario, Share, Throughput, share_of_peak
 from alula.errors import BundleError
+from alula.graphs import Products
 from alula.measure import Latency, ServerRate
+from alula.quantization import work_of
 
 __all__ = ["MEASUREMENTS_NAME", "FinalRounds", "Measurements", "read_measurements"]
 
@@ -32,6 +34,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         latency: of the chosen candidate, in the single-stream scenario.
         server: of the chosen candidate, in the server scenario.
         stages_s: wall seconds of the parts of the search, by their names, in order.
+        roofline: the machine's peaks; None where they were not measured.
+        products: the work of one sample by kind and role of layers; none where it could not be counted.
     """
 
     scenario: Scenario = "offline"
@@ -39,6 +43,12 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     latency: Latency | None = None
     server: ServerRate | None = None
     stages_s: dict[str, float] = {}
+    roofline: Roofline | None = None
+    products: tuple[Products, ...] = ()
+
+    def of_peak(self, recipe: Recipe, per_s: float) -> Share:
+        """Return how much of the machine's peak a recipe's samples per second were."""
+        return share_of_peak(per_s, work_of(self.products, recipe), self.roofline)
 
 
 def read_measurements(bundle: Path) -> Measurements:

@@ -226,7 +226,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 @click.option("--engines", help="Only these engines, comma-separated.")
 @click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
 @click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
-@click.option("--roofline", is_flag=True, help="Measure the machine's peaks first, and each model's share.")
+@click.option("--roofline", is_flag=True, help="Measure the machine's peaks anew and longer first.")
 @click.option("--csv", "output", type=FOLDER, help="CSV file to write, a line for each model.")
 @click.option("--plot", type=FOLDER, help="SVG file to write: speed against score or size, and the front.")
 @command_options

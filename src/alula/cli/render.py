@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alula.bundle import JOURNAL_NAME, Manifest
-from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected
+from alula.bundle import JOURNAL_NAME, Manifest, read_measurements
+from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
 from alula.workflows import BenchReport, Diagnosis, PredictionReport, SurveyReport, SurveyRow
@@ -52,8 +52,10 @@ def _in_words(accuracy: Accuracy) -> str:
 def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
     """Draw what a search tried and what won."""
     outcomes = list(read_journal(bundle / JOURNAL_NAME))
+    measurements = read_measurements(bundle)
     table = _plain_table(
-        "recipe", "best settings", "samples/s", "x baseline", "drop", "verdict", right=(2, 3, 4)
+        *("recipe", "best settings", "samples/s", "x baseline", "of peak", "drop", "verdict"),
+        right=(2, 3, 5),
     )
     base = manifest.baseline
     table.add_row(
@@ -61,6 +63,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         str(base.settings),
         f"{base.throughput_per_s:.1f}",
         "1.0",
+        _of_peak(base.of_peak or Share()),
         "",
         "baseline",
     )
@@ -76,15 +79,25 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 str(settings),
                 f"{per_s:.1f}",
                 f"{per_s / base.throughput_per_s:.1f}",
+                _of_peak(measurements.of_peak(row.candidate.recipe, per_s)),
                 f"{row.accuracy.drop:+.4f}",
                 "chosen" if chosen else "accepted",
             )
         else:
             text = f"failed: {row.error}" if isinstance(row, Failed) else f"rejected: {row.reason}"
-            table.add_row(row.recipe.name, "", "", "", "", text)
+            table.add_row(row.recipe.name, "", "", "", "", "", text)
     console.print(table)
     console.print()
     draw_manifest(console, bundle, manifest)
+
+
+def _of_peak(share: Share) -> str:
+    """Return a share in few words, for a column that is named after it.
+
+    >>> _of_peak(Share(share=0.62, of=("int8", "fp32"))), _of_peak(Share(reason="not measured"))
+    ('62 % INT8+FP32', 'unknown')
+    """
+    return str(share).replace(" of ", " ").removesuffix(" peak")
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
@@ -123,6 +136,7 @@ def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
             f"{manifest.speedup} over {len(chosen.rounds_per_s)} interleaved rounds"
             + ("" if manifest.speedup.certain else ": no difference"),
         ),
+        ("of peak", _peak_in_words(manifest)),
         ("accuracy", _in_words(manifest.accuracy)),
     ]
     if manifest.folder is not None:
@@ -137,6 +151,14 @@ def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
     rows += [("rewritten", note) for note in manifest.notes]
     rows += [("warning", text) for text in manifest.warnings]
     _draw_pairs(console, rows)
+
+
+def _peak_in_words(manifest: Manifest) -> str:
+    """Return which share of the machine's peak the chosen recipe reached, and the model before."""
+    chosen, before = manifest.chosen.of_peak, manifest.baseline.of_peak
+    if chosen is None or before is None:
+        return "unknown: the bundle was made by a release that did not ask"
+    return chosen.in_full if before.share is None else f"{chosen.in_full}; {before} before"
 
 
 def _draw_pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
@@ -198,8 +220,8 @@ def draw_demo(console: Console, result: DemoResult) -> None:
 def draw_bench(console: Console, report: BenchReport) -> None:
     """Draw the speeds of bundles."""
     table = _plain_table(
-        *("what", "recipe", "settings", "samples/s", "when tuned", "change", "x first"),
-        right=(3, 4, 5),
+        *("what", "recipe", "settings", "samples/s", "of peak", "when tuned", "change", "x first"),
+        right=(3, 5, 6),
     )
     for row in report.rows:
         table.add_row(
@@ -207,11 +229,14 @@ def draw_bench(console: Console, report: BenchReport) -> None:
             row.recipe,
             str(row.settings),
             f"{row.throughput.per_s:.1f}",
+            _of_peak(row.of_peak),
             "" if row.tuned_per_s is None else f"{row.tuned_per_s:.1f}",
             "" if row.change is None else f"{row.change:+.1%}",
             "" if row.ratio is None else str(row.ratio) + ("" if row.ratio.certain else ", no difference"),
         )
     console.print(table, highlight=False, markup=False)
+    for reason in dict.fromkeys(row.of_peak.reason for row in report.rows if row.of_peak.reason):
+        console.print(f"of peak: unknown where {reason}", highlight=False, markup=False)
     for row in report.rows:
         if row.latency is not None:
             found = row.latency
@@ -244,7 +269,7 @@ def draw_survey(console: Console, report: SurveyReport) -> None:
         "GMAC": lambda row: _scaled(row.macs, 1e9),
         "samples/s": lambda row: "" if row.throughput is None else f"{row.throughput.per_s:.1f}",
         "x as it is": lambda row: "" if row.speedup is None else f"{row.speedup.median:.1f}",
-        "of peak": lambda row: "" if row.share is None else f"{row.share:.0%}",
+        "of peak": lambda row: "" if row.of_peak is None else _of_peak(row.of_peak),
         "score": lambda row: "" if row.score is None else f"{row.score:g}",
     }
     shown = {name: text for name, text in columns.items() if any(map(text, done)) or name == "samples/s"}
@@ -317,9 +342,10 @@ def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         shown = ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items() if peak is not None)
         rows += [
             ("peak products", f"{shown} GMAC/s with {roof.threads} threads"),
-            ("memory speed", f"{roof.bandwidth_gb_per_s:.1f} GB/s"),
             ("measured by", roof.method),
         ]
+        if roof.bandwidth_gb_per_s is not None:
+            rows.append(("memory speed", f"{roof.bandwidth_gb_per_s:.1f} GB/s"))
     _draw_pairs(console, rows)
     console.print()
     for finding in diagnosis.findings:

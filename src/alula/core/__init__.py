@@ -11,6 +11,7 @@ from alula.core.inputs import (
     Normalization,
     ZScore,
 )
+from alula.core.peaks import Roofline, Share, Work, share_of_peak
 from alula.core.types import (
     ARTIFACT_FILES,
     Accepted,
@@ -52,12 +53,16 @@ __all__ = [
     "Ratio",
     "Recipe",
     "Rejected",
+    "Roofline",
     "Scalar",
     "Scenario",
     "Scope",
     "Settings",
+    "Share",
     "Signature",
     "TensorSpec",
     "Throughput",
+    "Work",
     "ZScore",
+    "share_of_peak",
 ]

@@ -54,6 +54,26 @@ _LEFT_AND_RIGHT = {
 }
 _SIZES_ONLY = ("full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like")
 _WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+# Their work is there, but not counted; so is that of graphs in arguments and of other people's operators.
+_NOT_COUNTED = frozenset(
+    (
+        *(
+            "addbmm",
+            "addmv",
+            "addr",
+            "bilinear",
+            "cdist",
+            "chain_matmul",
+            "dot",
+            "gru_cell",
+            "inner",
+            "istft",
+        ),
+        *("linalg_matmul", "linalg_multi_dot", "linalg_vecdot", "lstm_cell", "matrix_power", "outer"),
+        *("rnn_relu_cell", "rnn_tanh_cell", "stft", "tensordot", "vdot", "_trilinear"),
+    )
+)
+_NAMESPACES = ("aten", "prims")
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -148,8 +168,6 @@ class _Reading:
             self._constant[node] = self._constant.get(source, frozenset())
 
     def _layer(self, node: torch.fx.Node, name: str, prefix: str, inputs: tuple[str, ...]) -> Layer:
-        import torch
-
         arguments = _arguments(node)
         kind = self._kind(name, arguments, node)
         layer = Layer(
@@ -157,7 +175,7 @@ class _Reading:
             kind,
             inputs,
             output_shape=self._shape(node),
-            macs=None if isinstance(node.target, torch._ops.HigherOrderOperator) else 0,
+            macs=0 if _is_countable(node, name) else None,
             parameters=self._parameters(arguments),
         )
         if kind == "conv":
@@ -293,6 +311,18 @@ def _operator(node: torch.fx.Node) -> str:
     name = str(node.target._schema.name).rpartition("::")[2]
     # An operator that works in place gives the same values.
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _is_countable(node: torch.fx.Node, name: str) -> bool:
+    import torch
+
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _NAMESPACES:
+        return False
+    return (
+        not isinstance(node.target, torch._ops.HigherOrderOperator)
+        and name not in _NOT_COUNTED
+        and not name.startswith(("fft_", "_fft_"))
+    )
 
 
 def _arguments(node: torch.fx.Node) -> dict[str, Any]:

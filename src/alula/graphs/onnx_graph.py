@@ -39,7 +39,12 @@ _KINDS: dict[str, Kind] = {
 }
 
 _SIZES_ONLY = ("Shape", "Size", "EyeLike")  # what they return does not depend on the values that they read
-_NESTED = ("If", "Loop", "Scan")
+# Their work is not counted, but it is there: graphs in attributes, and products in other forms.
+_NOT_COUNTED = (
+    *("If", "Loop", "Scan", "ConvInteger", "DFT", "DeformConv", "MatMulInteger", "QLinearConv"),
+    *("QLinearMatMul", "STFT"),
+)
+_ROUNDING = ("DequantizeLinear", "QuantizeLinear")
 _INTEGERS = ("INT32", "INT64", "BOOL")
 
 
@@ -137,7 +142,7 @@ class _Reading:
             kind,
             inputs,
             output_shape=self._shapes.get(node.output[0]),
-            macs=None if node.op_type in _NESTED else 0,
+            macs=0 if _is_countable(node) else None,
             parameters=self._parameters(node),
         )
         if kind == "conv":
@@ -228,6 +233,12 @@ class _Reading:
             if size > 1 and TensorProto.DataType.Name(stored.data_type) not in _INTEGERS:
                 total += size
         return total
+
+
+def _is_countable(node: Any) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return node.op_type in _ROUNDING  # nobody knows what others do
+    return node.op_type not in _NOT_COUNTED
 
 
 def _node_names(nodes: Iterable[Any]) -> list[str]:

@@ -31,7 +31,11 @@ _TYPES: dict[Kind, str] = {
 }
 _KINDS: dict[str, Kind] = {name: kind for kind, names in _TYPES.items() for name in names.split()}
 
-_NESTED = ("If", "Loop", "TensorIterator")
+# Their work is not counted, but it is there: graphs inside, and products in other forms.
+_NOT_COUNTED = (
+    *("If", "Loop", "TensorIterator", "BinaryConvolution", "DFT", "DeformableConvolution", "IDFT", "IRDFT"),
+    *("RDFT", "STFT"),
+)
 _INTEGERS = ("i32", "i64", "boolean")
 
 
@@ -107,7 +111,7 @@ class _Reading:
             kind,
             inputs,
             output_shape=self._shapes.get((name, 0)),
-            macs=None if operation.get_type_name() in _NESTED else 0,
+            macs=None if operation.get_type_name() in _NOT_COUNTED else 0,
             parameters=self._parameters(operation, sources),
         )
         if kind == "conv":

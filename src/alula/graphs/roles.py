@@ -8,7 +8,7 @@ from typing import Literal
 from alula.core import Scope
 from alula.graphs.layers import Layer, LayerGraph
 
-__all__ = ["Role", "assign_roles", "left_in_float"]
+__all__ = ["Role", "assign_roles", "is_left_in_float", "left_in_float"]
 
 Role = Literal[
     "stem",
@@ -111,11 +111,20 @@ def left_in_float(graph: LayerGraph, scope: Scope) -> tuple[str, ...]:
         return ()
     roles = assign_roles(graph)
     return tuple(
-        layer.name for layer in graph.layers if layer.kind != "shape" and _is_left(roles[layer.name], scope)
+        layer.name
+        for layer in graph.layers
+        if layer.kind != "shape" and is_left_in_float(roles[layer.name], scope)
     )
 
 
-def _is_left(role: Role, scope: Scope) -> bool:
+def is_left_in_float(role: Role, scope: Scope) -> bool:
+    """Return whether a scope leaves layers of a role in float; see `left_in_float`.
+
+    >>> [is_left_in_float("depthwise", scope) for scope in ("all", "dense", "no-depthwise", "no-edges")]
+    [False, True, True, False]
+    """
+    if scope == "all":
+        return False
     if scope == "dense":
         return role not in _DENSE
     if scope == "no-depthwise":

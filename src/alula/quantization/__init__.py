@@ -13,8 +13,17 @@ from importlib.metadata import entry_points
 from alula.core import Recipe
 from alula.errors import EngineError, UsageError, closest
 from alula.quantization.base import Batches, Material, Quantizer
+from alula.quantization.work import work_of
 
-__all__ = ["Batches", "Material", "Quantizer", "quantizer_for", "quantizer_named", "quantizer_names"]
+__all__ = [
+    "Batches",
+    "Material",
+    "Quantizer",
+    "quantizer_for",
+    "quantizer_named",
+    "quantizer_names",
+    "work_of",
+]
 
 _BUILT_IN = {
     "onnxruntime/int8-dynamic": "alula.quantization.onnxruntime_dynamic:OnnxRuntimeDynamic",

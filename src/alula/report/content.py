@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from alula.core import Accuracy, Candidate, Outcome, Ratio, Throughput
+from alula.core import Accuracy, Candidate, Outcome, Ratio, Throughput, Work
+from alula.core import Roofline as Peaks
 from alula.hardware import Fingerprint
 
 __all__ = ["Finalist", "FolderSpeed", "ReportContent", "Roofline", "Stage"]
@@ -44,11 +45,13 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         share: of the peak, 1.0 is all of it.
+        of: precisions of the products that the peak is of, such as `INT8` or `INT8+FP32`.
         explanation: one sentence that says which peak, and how it was measured.
     """
 
     share: float
     explanation: str
+    of: str = ""
 
 
 class ReportContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,7 +78,9 @@ class ReportContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         notes: what was rewritten before export.
         warnings: what a reader of the figures should know.
         stages: wall time of the parts of the search.
-        roofline: share of the machine's peak, None if not known.
+        roofline: the chosen candidate's share of the machine's peak, None if not known.
+        peaks: of the machine, None if not measured; the shares in the tables are of these.
+        work: of one sample by precision, by names of recipes; a recipe that is left out has an unknown share.
         macs_per_sample: multiply-accumulates of one sample, counted from the graph; None if not known.
         facts: more that was measured, text by name, such as `p99 latency`: `23 ms at 40 requests/s`.
         knob_meanings: one sentence for a knob of the chosen settings, by the knob's name.
@@ -103,6 +108,8 @@ class ReportContent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     warnings: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     roofline: Roofline | None = None
+    peaks: Peaks | None = None
+    work: dict[str, Work] = {}
     macs_per_sample: float | None = None
     facts: dict[str, str] = {}
     knob_meanings: dict[str, str] = {}

@@ -159,7 +159,7 @@ def _tiles(content: ReportContent) -> list[Node]:
     if content.roofline is not None and math.isfinite(content.roofline.share):
         tiles.append(
             _tile(
-                "Of the machine's peak",
+                f"Of the machine's {shortened(content.roofline.of, 20)} peak".replace("  ", " "),
                 [f"{content.roofline.share:.0%}".replace("%", " %")],
                 "explained below",
             )

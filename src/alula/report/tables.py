@@ -7,7 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alula.core import Accepted, Accuracy, Candidate, Failed, Outcome, Ratio, Recipe, Throughput
+from alula.core import (
+    Accepted,
+    Accuracy,
+    Candidate,
+    Failed,
+    Outcome,
+    Ratio,
+    Recipe,
+    Throughput,
+    share_of_peak,
+)
 from alula.report.content import ReportContent
 from alula.report.marks import marker
 from alula.report.markup import Element, Node, element
@@ -77,7 +87,7 @@ def _tried_row(
         _cell(columns[0], [str(row.number)], empty=True),
         _name_cell(row, kinds),
         _cell(columns[2], _settings(row), wide=True),
-        _cell(columns[3], [] if row.per_s is None else [per_s(row.per_s)]),
+        _cell(columns[3], [] if row.per_s is None else _speed(row.per_s, row.recipe, content)),
         _cell(columns[4], _ratio(row.ratio)),
         _cell(columns[5], _drop(row.accuracy, content)),
         _cell(columns[6], _verdict(row, content)),
@@ -98,12 +108,22 @@ def _baseline_row(columns: Sequence[_Column], content: ReportContent, kinds: Map
         _cell(columns[0], [], empty=True),
         name,
         _cell(columns[2], [settings_text(content.baseline.settings)], wide=True),
-        _cell(columns[3], [per_s(content.baseline_throughput.per_s)]),
+        _cell(columns[3], _speed(content.baseline_throughput.per_s, recipe, content)),
         _cell(columns[4], ["1×"]),
         _cell(columns[5], [], empty=True),
         _cell(columns[6], [_pill("baseline", "baseline")]),
     ]
     return element("tr", {"class": "baseline", "role": "row"}, *cells)
+
+
+def _speed(samples_per_s: float, recipe: Recipe, content: ReportContent) -> list[Node]:
+    """Return a speed and, where peaks were measured, which share of them it is."""
+    nodes: list[Node] = [per_s(samples_per_s)]
+    if content.peaks is not None and math.isfinite(samples_per_s):
+        share = share_of_peak(samples_per_s, content.work.get(recipe.name), content.peaks)
+        text = "share of peak unknown" if share.share is None else str(share)
+        nodes.append(element("span", {"class": "sub"}, text))
+    return nodes
 
 
 def _settings(row: Row) -> list[Node]:

@@ -10,8 +10,20 @@ from alula.tuning.comparison import (
     measure_server,
 )
 from alula.tuning.journal import Journal, read_journal
-from alula.tuning.messages import Described, DescribeRequest, Loaded, LoadModelRequest, LoadRequest
+from alula.tuning.messages import (
+    Counted,
+    CountRequest,
+    Described,
+    DescribeRequest,
+    ExportRequest,
+    Loaded,
+    LoadModelRequest,
+    LoadRequest,
+    PeaksMeasured,
+    PeaksRequest,
+)
 from alula.tuning.process import Child, ChildError
+from alula.tuning.roofline import measure_roofline
 from alula.tuning.search import Finalist, SearchPlan, SearchResult, search
 from alula.tuning.workshop import Workshop
 
@@ -20,19 +32,25 @@ __all__ = [
     "Child",
     "ChildError",
     "Comparison",
+    "CountRequest",
+    "Counted",
     "DescribeRequest",
     "Described",
+    "ExportRequest",
     "Finalist",
     "Journal",
     "LoadModelRequest",
     "LoadRequest",
     "Loaded",
     "Loss",
+    "PeaksMeasured",
+    "PeaksRequest",
     "SearchPlan",
     "SearchResult",
     "Workshop",
     "compare_speeds",
     "measure_latency",
+    "measure_roofline",
     "measure_round",
     "measure_server",
     "offered_recipes",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
-from alula.core import ExportFormat, Recipe, Settings, Signature
+from alula.core import ExportFormat, Recipe, Roofline, Settings, Signature
+from alula.graphs import Products
 from alula.measure import Latency, ServerRound
 from alula.sources import Source
+from alula.tuning.roofline import Workload
 
 __all__ = [
     "BuildRequest",
     "Built",
+    "CountRequest",
+    "Counted",
     "DescribeRequest",
     "Described",
     "ExportRequest",
@@ -19,6 +23,8 @@ __all__ = [
     "Loaded",
     "MeasureRequest",
     "Measured",
+    "PeaksMeasured",
+    "PeaksRequest",
     "PredictRequest",
     "Predicted",
     "Problem",
@@ -45,6 +51,23 @@ class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     samples: tuple[str, ...]
     target: ExportFormat
     folder: str
+
+
+class CountRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Count the multiply-accumulates of an export's main file, on inputs shaped as samples (`.npy`) are."""
+
+    target: ExportFormat
+    path: str
+    samples: tuple[str, ...]
+
+
+class PeaksRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Measure the machine's peaks of products."""
+
+    threads: int
+    workload: Workload
+    rounds: int
+    seconds: float
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -116,6 +139,18 @@ class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     notes: tuple[str, ...] = ()
 
 
+class Counted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The work of one sample."""
+
+    products: tuple[Products, ...]
+
+
+class PeaksMeasured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """What the machine can multiply at most."""
+
+    roofline: Roofline
+
+
 class Built(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """A file was made, in so many seconds."""
 
@@ -165,6 +200,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 Request = (
     DescribeRequest
     | ExportRequest
+    | CountRequest
+    | PeaksRequest
     | BuildRequest
     | LoadRequest
     | LoadModelRequest
@@ -173,4 +210,6 @@ Request = (
     | StreamRequest
     | ServeRequest
 )
-Reply = Described | Built | Loaded | Predicted | Measured | Streamed | Served | Problem
+Reply = (
+    Described | Counted | PeaksMeasured | Built | Loaded | Predicted | Measured | Streamed | Served | Problem
+)

@@ -27,6 +27,7 @@ from alula.core import (
     Throughput,
 )
 from alula.errors import MeasurementError
+from alula.graphs import Products
 from alula.measure import (
     Clock,
     Latency,
@@ -144,6 +145,7 @@ class SearchResult:
         server: of the winner, in the server scenario.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
+        products: the work of one sample by kind and role of layers; none where it could not be counted.
     """
 
     signature: Signature
@@ -161,6 +163,7 @@ class SearchResult:
     server: ServerRate | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    products: tuple[Products, ...] = ()
 
 
 Report = Callable[[str], None]
@@ -243,6 +246,7 @@ class _Search:
         with field:
             chosen, rounds = self._chosen(field)
             field.close()  # nothing may run beside the last comparison
+            products = self._workshop.products()
             stages_s["building, checking and timing recipes"] = self._lap_s()
             final = self._confirm(reference.candidate, [field.accepted(one) for one in chosen], rounds)
             accepted = field.best_of_each_recipe()
@@ -266,6 +270,7 @@ class _Search:
             server=self._server(final) if plan.scenario == "server" else None,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
+            products=products,
         )
 
     def _lap_s(self) -> float:

@@ -27,12 +27,15 @@ from alula.core import Settings, Signature
 from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
+from alula.graphs import products_of, read_fx, read_onnx, read_openvino
 from alula.measure import Concurrency, serve, single_stream
 from alula.quantization import Material, quantizer_for
 from alula.sources import LoadedModel, Source, load_model
 from alula.tuning.messages import (
     BuildRequest,
     Built,
+    Counted,
+    CountRequest,
     Described,
     DescribeRequest,
     ExportRequest,
@@ -41,6 +44,8 @@ from alula.tuning.messages import (
     LoadRequest,
     Measured,
     MeasureRequest,
+    PeaksMeasured,
+    PeaksRequest,
     Predicted,
     PredictRequest,
     Problem,
@@ -51,6 +56,7 @@ from alula.tuning.messages import (
     Streamed,
     StreamRequest,
 )
+from alula.tuning.roofline import measure_roofline
 
 __all__ = ["Worker", "main"]
 
@@ -86,6 +92,17 @@ class Worker:
                 reply = self._describe(request)
             case ExportRequest():
                 reply = self._export(request)
+            case CountRequest():
+                reply = self._count(request)
+            case PeaksRequest():
+                roofline = measure_roofline(
+                    threads=request.threads,
+                    workload=request.workload,
+                    rounds=request.rounds,
+                    seconds=request.seconds,
+                    memory=False,
+                )
+                reply = PeaksMeasured(roofline=roofline)
             case BuildRequest():
                 reply = self._build(request)
             case LoadRequest():
@@ -127,6 +144,29 @@ class Worker:
             _module(model), _heads(request.samples), target=request.target, folder=Path(request.folder)
         )
         return Described(signature=exported.signature, notes=exported.notes)
+
+    def _count(self, request: CountRequest) -> Counted:
+        path = Path(request.path)
+        if request.target == "onnx":
+            # A file of the user's may leave sizes open; an export's are those of the samples anyway.
+            signature = signature_of_onnx(path)
+            shapes = {
+                spec.name: array.shape
+                for spec, array in zip(signature.inputs, _heads(request.samples), strict=True)
+                if any(isinstance(size, str) for size in spec.shape[1:])
+            }
+            graph = read_onnx(path, shapes=shapes)
+        elif request.target == "exported":
+            import torch
+
+            graph = read_fx(torch.export.load(path).module())
+        elif request.target == "openvino":
+            import openvino
+
+            graph = read_openvino(openvino.Core().read_model(path))
+        else:
+            raise ModelError(f"The work of an export to {request.target} cannot be counted.")
+        return Counted(products=products_of(graph))
 
     def _build(self, request: BuildRequest) -> Built:
         started = time.perf_counter()

@@ -17,12 +17,24 @@ from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
 from alula.engines import engine_named
 from alula.errors import EngineError, ModelError
 from alula.export import copy_onnx
+from alula.graphs import Products
 from alula.quantization import quantizer_for
 from alula.sources import Source
-from alula.tuning.messages import BuildRequest, Built, Described, DescribeRequest, ExportRequest
+from alula.tuning.messages import (
+    BuildRequest,
+    Built,
+    Counted,
+    CountRequest,
+    Described,
+    DescribeRequest,
+    ExportRequest,
+)
 from alula.tuning.process import Child, ChildError
 
 __all__ = ["StepError", "Workshop", "file_name", "read_note", "write_note"]
+
+_COUNTABLE: tuple[ExportFormat, ...] = ("onnx", "openvino", "exported")
+COUNT_S = 30.0
 
 Answer = TypeVar("Answer")
 Note = TypeVar("Note", bound=msgspec.Struct)
@@ -111,11 +123,14 @@ class Workshop:
         self._report("reading the model")
 
         def ask(child: Child) -> Described:
-            return child.ask(
+            described = child.ask(
                 DescribeRequest(source=self.source, samples=self._validation),
                 Described,
                 timeout_s=self._timeout_s(),
             )
+            if self.source.kind == "onnx":
+                self._count(child, "onnx", Path(self.source.spec))
+            return described
 
         try:
             described = self.with_second_try("describe", ask)
@@ -159,13 +174,15 @@ class Workshop:
 
         def ask(child: Child) -> Described:
             asked.append(child.reproduce)
-            return child.ask(
+            described = child.ask(
                 ExportRequest(
                     source=self.source, samples=self._calibration, target=target, folder=str(folder)
                 ),
                 Described,
                 timeout_s=self._timeout_s(),
             )
+            self._count(child, target, folder / ARTIFACT_FILES[target])
+            return described
 
         try:
             described = self.with_second_try(f"export-{target}", ask)
@@ -174,6 +191,27 @@ class Workshop:
         write_note(note, described)
         self.notes += described.notes
         return folder
+
+    def products(self) -> tuple[Products, ...]:
+        """Return the work of one sample by kind and role of layers; none where no export so far tells it."""
+        counted = read_note(self._counted, Counted)
+        return () if counted is None else counted.products
+
+    @property
+    def _counted(self) -> Path:
+        return self.folder / "counted.json"
+
+    def _count(self, child: Child, target: ExportFormat, path: Path) -> None:
+        """Count what a child has just read or written, and keep that; why it cannot is only reported."""
+        if target not in _COUNTABLE or self._counted.is_file():
+            return
+        request = CountRequest(target=target, path=str(path), samples=self._validation)
+        try:
+            counted = child.ask(request, Counted, timeout_s=min(COUNT_S, self._timeout_s()))
+        except ChildError as error:
+            self._report(f"the work of the model cannot be counted: {error}")
+        else:
+            write_note(self._counted, counted)
 
     def artifact(self, recipe: Recipe) -> Path:
         """Return the folder of a recipe's artifact, made on first use.

@@ -6,7 +6,6 @@ from alula.workflows.durations import parse_duration_s
 from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
-from alula.workflows.roofline import Roofline, measure_roofline, share_of_roofline
 from alula.workflows.running import Bundle, Prediction, load
 from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
 
@@ -18,18 +17,15 @@ __all__ = [
     "Diagnosis",
     "Prediction",
     "PredictionReport",
-    "Roofline",
     "SurveyReport",
     "SurveyRow",
     "bench",
     "diagnose",
     "load",
-    "measure_roofline",
     "optimize",
     "parse_duration_s",
     "predict",
     "run_over_files",
-    "share_of_roofline",
     "survey",
     "write_report",
 ]

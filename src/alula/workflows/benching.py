@@ -11,16 +11,31 @@ import msgspec
 import numpy as np
 
 from alula.bundle import GOLDEN_NAME, is_bundle, read_manifest, verify
-from alula.core import Ratio, Recipe, Scenario, Settings, Throughput
+from alula.core import (
+    ARTIFACT_FILES,
+    Ratio,
+    Recipe,
+    Roofline,
+    Scenario,
+    Settings,
+    Share,
+    Throughput,
+    share_of_peak,
+)
 from alula.errors import MeasurementError, ModelError, UsageError
+from alula.graphs import Products
 from alula.hardware import read_memory, thread_budget
 from alula.measure import Latency, ServerRate, ratio, stability_warnings, throughput
-from alula.sources import parse_source
+from alula.quantization import work_of
+from alula.sources import Source, parse_source
 from alula.tuning import (
     Child,
     ChildError,
+    Counted,
+    CountRequest,
     Described,
     DescribeRequest,
+    ExportRequest,
     Loaded,
     LoadModelRequest,
     LoadRequest,
@@ -29,6 +44,8 @@ from alula.tuning import (
     measure_server,
 )
 from alula.workflows.durations import parse_duration_s
+from alula.workflows.peaks import doubts, roofline_here
+from alula.workflows.reporting import products_in
 from alula.workflows.running import load
 
 __all__ = ["BenchReport", "BenchRow", "bench"]
@@ -50,6 +67,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
         tuned_per_s: what the search measured, wherever that was; None for a model.
         change: this measurement over that one, minus 1; None for a model and for another scenario.
         ratio: over the first contender, from neighbouring rounds; None for the first.
+        of_peak: how much of this machine's peak the throughput is.
         latency: in the single-stream scenario.
         server: in the server scenario.
     """
@@ -61,16 +79,18 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     tuned_per_s: float | None
     change: float | None
     ratio: Ratio | None
+    of_peak: Share
     latency: Latency | None = None
     server: ServerRate | None = None
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bench found, with what disturbed it."""
+    """What a bench found, with what disturbed it, and the machine's peaks if they are known."""
 
     scenario: Scenario
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...]
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +98,7 @@ class _Contender:
     request: LoadRequest | LoadModelRequest
     recipe: str
     tuned_per_s: float | None
+    products: tuple[Products, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +123,8 @@ def bench(
     """Return the speed of bundles and models on this machine, measured in turn, each in its own process.
 
     A bundle runs as its settings say, a model in eager PyTorch with all threads. Inputs are the golden
-    inputs of the first bundle, or noise of the given shape.
+    inputs of the first bundle, or noise of the given shape. The machine's peaks are measured first, unless
+    they were before.
 
     Args:
         contenders: bundle folders, or models as `optimize` takes them by name; ratios are over the first.
@@ -145,7 +167,10 @@ def bench(
                 entered[name] = _bundle(name, trust_code=trust_code, threads=budget)
             else:
                 with new_child("describe") as child:
-                    entered[name] = _model(name, weights, inputs, child, threads=budget, workdir=folder)
+                    entered[name] = _model(
+                        name, weights, inputs, child, threads=budget, workdir=folder, report=report
+                    )
+        roofline = roofline_here(threads=budget, report=report)
         if scenario == "single-stream":
             entered = {name: _one_at_a_time(one, budget) for name, one in entered.items()}
         report(f"measuring {rounds} rounds of {round_s:g} s each")
@@ -188,11 +213,19 @@ def bench(
                 tuned_per_s=one.tuned_per_s,
                 change=measured.per_s / one.tuned_per_s - 1 if comparable and one.tuned_per_s else None,
                 ratio=None if name == names[0] else ratio([item.per_s for item in done], first),
+                of_peak=share_of_peak(
+                    measured.per_s, work_of(one.products, Recipe.parse(one.recipe)), roofline
+                ),
                 latency=figures[name].latency,
                 server=figures[name].server,
             )
         )
-    return BenchReport(scenario=scenario, rows=tuple(rows), warnings=comparison.warnings)
+    return BenchReport(
+        scenario=scenario,
+        rows=tuple(rows),
+        warnings=(*comparison.warnings, *doubts([(row.name, row.of_peak) for row in rows])),
+        roofline=roofline,
+    )
 
 
 def _checked(
@@ -262,7 +295,13 @@ def _bundle(name: str, *, trust_code: bool, threads: int) -> _Contender:
             signature=bundle.manifest.signature,
             settings=bundle.settings,
         )
-    return _Contender(request=request, recipe=deployed.recipe, tuned_per_s=deployed.throughput_per_s)
+        products = products_in(bundle.path, bundle.manifest)
+    return _Contender(
+        request=request,
+        recipe=deployed.recipe,
+        tuned_per_s=deployed.throughput_per_s,
+        products=products,
+    )
 
 
 def _model(
@@ -273,6 +312,7 @@ def _model(
     *,
     threads: int,
     workdir: Path,
+    report: Callable[[str], None],
 ) -> _Contender:
     source = parse_source(name, weights=weights, workdir=workdir)
     if source.kind == "onnx":
@@ -283,7 +323,33 @@ def _model(
         raise ModelError(str(error)) from error
     settings = Settings(threads=threads, batch_size=EAGER_BATCH)
     request = LoadModelRequest(source=source, signature=described.signature, settings=settings)
-    return _Contender(request=request, recipe="torch/fp32", tuned_per_s=None)
+    products = _counted(name, source, inputs, child, workdir=workdir, report=report)
+    return _Contender(request=request, recipe="torch/fp32", tuned_per_s=None, products=products)
+
+
+def _counted(
+    name: str,
+    source: Source,
+    inputs: tuple[str, ...],
+    child: Child,
+    *,
+    workdir: Path,
+    report: Callable[[str], None],
+) -> tuple[Products, ...]:
+    """Return the work of a model, read from an export made for this alone; none where there can be none."""
+    folder = Path(tempfile.mkdtemp(prefix="counted-", dir=workdir))
+    try:
+        child.ask(
+            ExportRequest(source=source, samples=inputs, target="exported", folder=str(folder)),
+            Described,
+            timeout_s=TIMEOUT_S,
+        )
+        path = str(folder / ARTIFACT_FILES["exported"])
+        request = CountRequest(target="exported", path=path, samples=inputs)
+        return child.ask(request, Counted, timeout_s=TIMEOUT_S).products
+    except ChildError as error:
+        report(f"the work of {name} cannot be counted: {error}")
+        return ()
 
 
 def _one_at_a_time(one: _Contender, threads: int) -> _Contender:

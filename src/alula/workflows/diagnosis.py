@@ -7,11 +7,13 @@ from collections.abc import Callable
 import msgspec
 
 from alula._version import __version__
+from alula.core import Roofline
 from alula.engines import Engine, engine_named, engine_names
 from alula.errors import EngineUnavailableError
 from alula.hardware import Cpu, CpuLimits, Memory, doctor_findings, read_cpu, read_limits, read_memory
 from alula.quantization import Quantizer, quantizer_named, quantizer_names
-from alula.workflows.roofline import Roofline, measure_roofline
+from alula.tuning import measure_roofline
+from alula.workflows.peaks import cache_folder, keep_roofline
 
 __all__ = ["Diagnosis", "Part", "TorchBuild", "diagnose"]
 
@@ -53,7 +55,8 @@ def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda t
     """Return what this machine can do; imports every installed engine.
 
     Args:
-        roofline: whether to measure the machine's peaks too, which takes about half a minute.
+        roofline: whether to measure the machine's peaks too, which takes about half a minute. They are kept,
+            in place of those that were, for the shares that other results state.
         report: gets lines of text about what is being measured.
 
     Raises:
@@ -63,6 +66,10 @@ def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda t
     cpu, limits = read_cpu(), read_limits()
     engines = tuple(_part(engine_named(name), name) for name in engine_names() if engine_named(name).offered)
     quantizers = tuple(_part(quantizer_named(name), name) for name in quantizer_names())
+    peaks = measure_roofline(threads=limits.budget, report=report) if roofline else None
+    folder = cache_folder()
+    if peaks is not None and folder is not None:
+        keep_roofline(peaks, [folder])
     torch_build = _torch_build() if any(p.name == "torch" and p.version for p in engines) else None
     return Diagnosis(
         alula=__version__,
@@ -74,7 +81,7 @@ def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda t
         quantizers=quantizers,
         torch=torch_build,
         findings=(*doctor_findings(cpu, limits), *_missing(engines)),
-        roofline=measure_roofline(threads=limits.budget, report=report) if roofline else None,
+        roofline=peaks,
     )
 
 

@@ -29,7 +29,7 @@ from alula.bundle import (
     start,
     write_bundle,
 )
-from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Scenario
+from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Roofline, Scenario
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
 from alula.errors import AccuracyError, BundleError, DataError, UsageError
@@ -38,6 +38,7 @@ from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
 from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, read_journal, search
 from alula.workflows.durations import parse_duration_s
+from alula.workflows.peaks import doubts, roofline_here, time_for_peaks_s
 from alula.workflows.prediction import run_over_files
 from alula.workflows.running import Bundle
 from alula.workflows.samples import Materialized, default_description, materialize
@@ -185,6 +186,12 @@ def optimize(
         elif source.kind == "module":
             source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
+        stages_s = {"data": time.monotonic() - started_s}
+        limit_s = time_for_peaks_s(budget_s)
+        roofline = roofline_here(threads=budget_threads, limit_s=limit_s, also=workdir, report=report)
+        if roofline is None and not limit_s:
+            report("the budget is too short to measure the machine's peaks; no shares of them will be known")
+        stages_s["peaks of the machine"] = time.monotonic() - started_s - stages_s["data"]
         plan = SearchPlan(
             source=source,
             workdir=workdir,
@@ -203,7 +210,6 @@ def optimize(
             memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
             seed=seed,
         )
-        prepared_s = time.monotonic() - started_s
         journal = Journal(workdir / "search.jsonl")
         result = search(plan, journal=journal, report=report, on_outcome=on_outcome)
         if not result.finalists:
@@ -212,7 +218,11 @@ def optimize(
                 "bundle. " + _failures(journal.path)
             )
         report("writing the bundle")
-        chosen, fallbacks, artifacts = _deployments(result)
+        measurements = _measurements(result, scenario, stages_s, roofline)
+        chosen, fallbacks, artifacts = _deployments(result, measurements)
+        baseline_share = measurements.of_peak(result.baseline.recipe, result.baseline_throughput.per_s)
+        shares = [("the model as it is", baseline_share)]
+        shares += [(one.recipe, one.of_peak) for one in (chosen, *fallbacks) if one.of_peak is not None]
         winner = result.finalists[0]
         manifest = Manifest(
             schema_version=1,
@@ -230,6 +240,7 @@ def optimize(
                 settings=result.baseline.settings,
                 throughput_per_s=result.baseline_throughput.per_s,
                 rounds_per_s=result.baseline_throughput.rounds_per_s,
+                of_peak=baseline_share,
             ),
             speedup=winner.speedup,
             accuracy=winner.accepted.accuracy,
@@ -241,7 +252,7 @@ def optimize(
             machine=machine,
             versions=_versions(),
             notes=result.notes,
-            warnings=_warnings(result, winner.accepted, prepared),
+            warnings=(*_warnings(result, winner.accepted, prepared), *doubts(shares)),
             golden_inputs=tuple(f"input_{index}" for index in range(len(result.golden))),
             files={},
         )
@@ -251,7 +262,7 @@ def optimize(
             artifacts=artifacts,
             golden=_golden(result, manifest),
             journal=journal.path,
-            measurements=_measurements(result, scenario, prepared_s),
+            measurements=measurements,
             replace=replace,
         )
     bundle = _reopen(target, budget_threads)
@@ -317,33 +328,40 @@ def _max_rows(samples: Samples, description: InputDescription) -> int:
     return max(64, MAX_BYTES_PER_SPLIT // max(1, size))
 
 
-def _deployments(result: SearchResult) -> tuple[Deployed, tuple[Deployed, ...], dict[str, Path]]:
+def _deployments(
+    result: SearchResult, measurements: Measurements
+) -> tuple[Deployed, tuple[Deployed, ...], dict[str, Path]]:
     """Return the chosen recipe, its fallbacks, and the artifact folders to copy."""
     winner = result.finalists[0]
-    chosen = _deployed(winner.accepted, result, rounds=winner.throughput.rounds_per_s)
+    chosen = _deployed(winner.accepted, result, measurements, rounds=winner.throughput.rounds_per_s)
     fallbacks: list[Deployed] = []
     # One portable FP32 recipe of another kind; and one that needs no code, if the chosen one is code.
     for accepted in result.accepted:
         recipe = accepted.candidate.recipe
         engine = engine_named(recipe.engine)
         if recipe.precision == "fp32" and not engine.runs_code and recipe.name != chosen.recipe:
-            fallbacks.append(_deployed(accepted, result, rounds=accepted.throughput.rounds_per_s))
+            rounds = accepted.throughput.rounds_per_s
+            fallbacks.append(_deployed(accepted, result, measurements, rounds=rounds))
             break
     artifacts = {item.artifact: result.artifacts[item.recipe] for item in (chosen, *fallbacks)}
     return chosen, tuple(fallbacks), artifacts
 
 
-def _deployed(accepted: Accepted, result: SearchResult, *, rounds: tuple[float, ...]) -> Deployed:
+def _deployed(
+    accepted: Accepted, result: SearchResult, measurements: Measurements, *, rounds: tuple[float, ...]
+) -> Deployed:
     recipe = accepted.candidate.recipe
+    per_s = float(np.median(rounds))
     safe = recipe.name.replace("/", "-")
     return Deployed(
         recipe=recipe.name,
         artifact=f"artifacts/{safe}",
         settings=accepted.candidate.settings,
-        throughput_per_s=float(np.median(rounds)),
+        throughput_per_s=per_s,
         rounds_per_s=rounds,
         runs_code=engine_named(recipe.engine).runs_code,
         golden=tuple(f"{safe}_{index}" for index in range(len(result.golden_outputs[recipe.name]))),
+        of_peak=measurements.of_peak(recipe, per_s),
     )
 
 
@@ -356,7 +374,9 @@ def _golden(result: SearchResult, manifest: Manifest) -> dict[str, NDArray[Any]]
     return arrays
 
 
-def _measurements(result: SearchResult, scenario: Scenario, prepared_s: float) -> Measurements:
+def _measurements(
+    result: SearchResult, scenario: Scenario, stages_s: dict[str, float], roofline: Roofline | None
+) -> Measurements:
     return Measurements(
         scenario=scenario,
         finalists=tuple(
@@ -365,7 +385,9 @@ def _measurements(result: SearchResult, scenario: Scenario, prepared_s: float) -
         ),
         latency=result.latency,
         server=result.server,
-        stages_s={"data": prepared_s, **result.stages_s},
+        stages_s={**stages_s, **result.stages_s},
+        roofline=roofline,
+        products=result.products,
     )
 
 

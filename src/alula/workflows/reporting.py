@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from alula.bundle import Deployed, Manifest, Measurements, read_manifest, read_measurements, verify
-from alula.core import ARTIFACT_FILES, Candidate, Outcome, Recipe, Throughput
-from alula.errors import BundleError, EngineUnavailableError
-from alula.graphs import read_onnx, total_macs
+from alula.core import ARTIFACT_FILES, Accepted, Candidate, Outcome, Recipe, Throughput, Work
+from alula.errors import BundleError, EngineUnavailableError, ModelError
+from alula.graphs import Products, products_of, read_onnx
 from alula.pipeline import AtomicFile
-from alula.report import Finalist, FolderSpeed, ReportContent, Stage, render_page
+from alula.quantization import work_of
+from alula.report import Finalist, FolderSpeed, ReportContent, Roofline, Stage, render_page
 from alula.tuning import read_journal
 
-__all__ = ["report_content", "write_report"]
+__all__ = ["products_in", "report_content", "write_report"]
 
 
 def write_report(path: str | Path, output: str | Path | None = None) -> Path:
@@ -50,6 +52,7 @@ def report_content(bundle: Path) -> ReportContent:
     measurements = read_measurements(bundle)
     journal = bundle / "search.jsonl"
     outcomes: tuple[Outcome, ...] = tuple(read_journal(journal)) if journal.is_file() else ()
+    products = products_in(bundle, manifest)
     return ReportContent(
         model=manifest.model,
         created=manifest.created,
@@ -82,8 +85,11 @@ def report_content(bundle: Path) -> ReportContent:
         notes=manifest.notes,
         warnings=manifest.warnings,
         stages=tuple(Stage(name=name, seconds=seconds) for name, seconds in measurements.stages_s.items()),
-        macs_per_sample=_macs(bundle, manifest),
-        facts=_facts(measurements),
+        roofline=_roofline(measurements, manifest),
+        peaks=measurements.roofline,
+        work=_work(products, (manifest.baseline.recipe, manifest.chosen.recipe), outcomes),
+        macs_per_sample=float(sum(one.macs for one in products)) if products else None,
+        facts=_facts(measurements, manifest),
         commands={
             "measure it again here": f"alula bench {shlex.quote(str(bundle))}",
             "see what is inside": f"alula inspect {shlex.quote(str(bundle))}",
@@ -102,8 +108,10 @@ def _throughput(deployed: Deployed) -> Throughput:
     return Throughput(per_s=deployed.throughput_per_s, rounds_per_s=deployed.rounds_per_s)
 
 
-def _facts(measurements: Measurements) -> dict[str, str]:
+def _facts(measurements: Measurements, manifest: Manifest) -> dict[str, str]:
     facts: dict[str, str] = {"scenario": measurements.scenario}
+    if manifest.chosen.of_peak is None or manifest.chosen.of_peak.share is None:
+        facts["of the machine's peak"] = "unknown"
     if measurements.latency is not None:
         latency = measurements.latency
         facts["latency of one sample"] = f"{latency.p50}, {latency.p90}, {latency.p99}; {latency.n} queries"
@@ -116,13 +124,50 @@ def _facts(measurements: Measurements) -> dict[str, str]:
     return facts
 
 
-def _macs(bundle: Path, manifest: Manifest) -> float | None:
-    """Return the multiply-accumulates of one sample, if the bundle carries an FP32 ONNX file to count in."""
+def products_in(bundle: Path, manifest: Manifest) -> tuple[Products, ...]:
+    """Return the work of a bundle's model by kind and role of layers; none where nothing in it tells.
+
+    What the search counted is in the bundle. One of before that is counted in its FP32 ONNX file, if it
+    carries one.
+
+    Raises:
+        BundleError: its measurements are damaged.
+    """
+    stored = read_measurements(bundle).products
+    if stored:
+        return stored
     for deployed in (manifest.chosen, *manifest.fallbacks):
         path = bundle / deployed.artifact / ARTIFACT_FILES["onnx"]
         if deployed.recipe.endswith("/fp32") and path.is_file():
             try:
-                return float(total_macs(read_onnx(path)))
-            except EngineUnavailableError:  # onnx reads the file; running a bundle does not need it
-                return None
-    return None
+                return products_of(read_onnx(path))
+            except (EngineUnavailableError, ModelError):  # running a bundle needs neither onnx nor counts
+                return ()
+    return ()
+
+
+def _work(products: Sequence[Products], names: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Work]:
+    """Return the work of a sample by names of recipes, those given and those accepted, where it is known."""
+    accepted = [one.candidate.recipe for one in outcomes if isinstance(one, Accepted)]
+    recipes = dict.fromkeys((*map(Recipe.parse, names), *accepted))
+    found = {recipe.name: work_of(products, recipe) for recipe in recipes}
+    return {name: work for name, work in found.items() if work is not None}
+
+
+def _roofline(measurements: Measurements, manifest: Manifest) -> Roofline | None:
+    share = manifest.chosen.of_peak
+    if share is None or share.share is None or measurements.roofline is None:
+        return None
+    peaks = measurements.roofline
+    figures = ", ".join(
+        f"{precision.upper()} {peak:,.0f} GMAC/s"
+        for precision in share.of
+        if (peak := peaks.gmacs_per_s(precision)) is not None
+    )
+    return Roofline(
+        share=share.share,
+        of=share.peak,
+        explanation=f"The chosen recipe reached {share}: multiply-accumulates of a sample times samples a "
+        f"second, over what this machine was measured to multiply at most with "
+        f"{peaks.threads} threads ({figures}): {peaks.method}.",
+    )

@@ -31,22 +31,26 @@ from alula.core import (
     Precision,
     Ratio,
     Recipe,
+    Roofline,
     Settings,
+    Share,
     Throughput,
+    share_of_peak,
 )
 from alula.errors import AlulaError, DataError, EngineError, ModelError, UsageError
 from alula.features import make_features, read_description
-from alula.graphs import LayerGraph, read_onnx, total_macs, total_parameters
+from alula.graphs import Products, products_of, read_onnx, total_parameters
 from alula.hardware import Fingerprint, fingerprint, int8_class, read_memory, thread_budget
 from alula.measure import Clock, SystemClock
 from alula.pipeline import AtomicFile
+from alula.quantization import work_of
 from alula.report.pareto import Across, ParetoPoint, pareto_front, pareto_svg
 from alula.sources import Source, parse_source
-from alula.tuning import Journal, SearchPlan, offered_recipes, read_journal, search
+from alula.tuning import Journal, SearchPlan, measure_roofline, offered_recipes, read_journal, search
 from alula.tuning.workshop import Workshop
 from alula.workflows.durations import parse_duration_s
+from alula.workflows.peaks import cache_folder, doubts, keep_roofline, roofline_here
 from alula.workflows.random_weights import ANSWER, REQUEST, Preparation, PreparationRequest
-from alula.workflows.roofline import Roofline, measure_roofline, share_of_roofline
 
 __all__ = ["SEEDS", "SurveyReport", "SurveyRow", "survey"]
 
@@ -91,7 +95,7 @@ class SurveyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         throughput: samples per second of that, in the last comparison of its race.
         baseline_per_s: of the model as it is, in eager PyTorch or, from an ONNX file, in ONNX Runtime.
         speedup: over that.
-        share: of the machine's peak for the recipe's precision, None if not measured.
+        of_peak: how much of the machine's peak that is; None if it was not measured.
         score: of the model, from the table of scores.
         recipes_measured: how many recipes were timed before the budget was used up.
         recipes_offered: how many there are.
@@ -107,7 +111,7 @@ class SurveyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     throughput: Throughput | None = None
     baseline_per_s: float | None = None
     speedup: Ratio | None = None
-    share: float | None = None
+    of_peak: Share | None = None
     score: float | None = None
     recipes_measured: int = 0
     recipes_offered: int = 0
@@ -186,7 +190,8 @@ def survey(
         engines: only these.
         precisions: only these.
         threads: thread budget; None takes min(affinity, CPU quota).
-        roofline: whether to measure the machine's peaks first, for the share of them that each model reaches.
+        roofline: whether to measure the machine's peaks anew and at length before, which takes half a minute.
+            Without it they are those that were kept, or a few seconds are taken for them once.
         output: a CSV file with a line for each model, written anew after each.
         plot: an SVG file of speed against `against`, written anew after each model.
         report: gets lines of text about what is being done.
@@ -221,7 +226,7 @@ def survey(
     warnings = []
     if scores and not scores.keys() & set(asked):
         warnings.append(f"none of the {len(scores)} scores is of a model that was asked for")
-    roof = measure_roofline(threads=budget_threads, report=report) if roofline else None
+    roof = _peaks(anew=roofline, threads=budget_threads, report=report)
     run = _Run(
         shape=shape,
         recipes=recipes,
@@ -238,11 +243,10 @@ def survey(
         points = _points(rows, axis)
         shown = {point.name for point in points}
         absent = [row.model for row in rows if row.throughput is not None and row.model not in shown]
-        doubts = [
-            f"{row.model}: {text}" for row in rows if row.throughput for text in row.throughput.warnings
-        ]
+        found = [f"{row.model}: {text}" for row in rows if row.throughput for text in row.throughput.warnings]
+        found += _above_peak(rows)
         if absent:
-            doubts.append(f"compared by speed alone, because {axis} is not known: {', '.join(absent)}")
+            found.append(f"compared by speed alone, because {axis} is not known: {', '.join(absent)}")
         return SurveyReport(
             shape=shape,
             rows=tuple(rows),
@@ -252,7 +256,7 @@ def survey(
             threads=budget_threads,
             machine=machine,
             roofline=roof,
-            warnings=(*warnings, *doubts),
+            warnings=(*warnings, *found),
             interrupted=len(rows) < len(asked),
         )
 
@@ -271,6 +275,20 @@ def survey(
                 raise
             _write_files(summary(rows), output, plot)
     return summary(rows)
+
+
+def _peaks(*, anew: bool, threads: int, report: Callable[[str], None]) -> Roofline | None:
+    if not anew:
+        return roofline_here(threads=threads, report=report)
+    found = measure_roofline(threads=threads, report=report)
+    folder = cache_folder()
+    if folder is not None:
+        keep_roofline(found, [folder])
+    return found
+
+
+def _above_peak(rows: Sequence[SurveyRow]) -> tuple[str, ...]:
+    return doubts([(row.model, row.of_peak) for row in rows if row.of_peak is not None])
 
 
 # One model.
@@ -298,8 +316,8 @@ class _Run:
             try:
                 source, parameters = self._prepared(name, folder)
                 row = msgspec.structs.replace(row, parameters=parameters)
-                row = self._counted(row, source, folder)
-                row = self._raced(row, source, folder, started_s=started_s)
+                row, products = self._counted(row, source, folder)
+                row = self._raced(row, source, folder, products, started_s=started_s)
             except AlulaError as error:
                 row = msgspec.structs.replace(row, error=" ".join(str(error).split()))
         return msgspec.structs.replace(row, seconds=self.clock.monotonic() - started_s)
@@ -322,8 +340,13 @@ class _Run:
         """Return the files of samples for calibration and for measurement."""
         return str(folder / "calibration_0.npy"), str(folder / "validation_0.npy")
 
-    def _counted(self, row: SurveyRow, source: Source, folder: Path) -> SurveyRow:
-        """Return the row with what can be counted in the graph; the search finds the export made."""
+    def _counted(
+        self, row: SurveyRow, source: Source, folder: Path
+    ) -> tuple[SurveyRow, tuple[Products, ...]]:
+        """Return the row with what can be counted in the graph, and its work by layers, none where it cannot.
+
+        The search finds the export made.
+        """
         calibration, validation = self._noise(folder)
         workshop = Workshop(
             source,
@@ -340,18 +363,25 @@ class _Run:
             graph = read_onnx(workshop.export("onnx") / ARTIFACT_FILES["onnx"])
         except (EngineError, ModelError) as error:  # engines that need no ONNX file may still run it
             self.report(f"its work cannot be counted: {error}")
-            return row
+            return row, ()
         parameters = total_parameters(graph) if row.parameters is None else row.parameters
-        return msgspec.structs.replace(row, parameters=parameters, macs=self._macs(graph))
-
-    def _macs(self, graph: LayerGraph) -> int | None:
+        row = msgspec.structs.replace(row, parameters=parameters)
         try:
-            return total_macs(graph)
+            products = products_of(graph)
         except ModelError as error:
             self.report(f"its work cannot be counted: {error}")
-            return None
+            return row, ()
+        return msgspec.structs.replace(row, macs=sum(one.macs for one in products)), products
 
-    def _raced(self, row: SurveyRow, source: Source, folder: Path, *, started_s: float) -> SurveyRow:
+    def _raced(
+        self,
+        row: SurveyRow,
+        source: Source,
+        folder: Path,
+        products: tuple[Products, ...],
+        *,
+        started_s: float,
+    ) -> SurveyRow:
         """Return the row with the speed of the best recipe."""
         calibration, validation = self._noise(folder)
         plan = SearchPlan(
@@ -389,14 +419,11 @@ class _Run:
             throughput=winner.throughput,
             baseline_per_s=result.baseline_throughput.per_s,
             speedup=winner.speedup,
-            share=self._share(row.macs, winner.throughput.per_s, candidate.recipe.precision),
+            of_peak=share_of_peak(
+                winner.throughput.per_s, work_of(products, candidate.recipe), self.roofline
+            ),
             recipes_measured=len(result.accepted),
         )
-
-    def _share(self, macs: int | None, per_s: float, precision: Precision) -> float | None:
-        if self.roofline is None or macs is None or self.roofline.gmacs_per_s(precision) is None:
-            return None
-        return share_of_roofline(per_s, macs, precision, self.roofline)
 
 
 def _memory_limit_bytes() -> int:
@@ -634,7 +661,8 @@ def _line(row: SurveyRow, report: SurveyReport) -> Mapping[str, Any]:
         "knobs": None
         if settings is None
         else " ".join(f"{k}={v}" for k, v in sorted(settings.knobs.items())),
-        "share_of_roofline": row.share,
+        "share_of_roofline": None if row.of_peak is None else row.of_peak.share,
+        "roofline_of": None if row.of_peak is None else row.of_peak.peak or "unknown",
         "score": row.score,
         "on_front": row.model in report.front if row.throughput is not None else None,
         "recipes_measured": row.recipes_measured,

@@ -181,3 +181,37 @@ def test_what_runs_in_a_context_is_read_in_its_place() -> None:
 def test_a_traced_graph_is_refused() -> None:
     with pytest.raises(ModelError, match=r"torch\.export"):
         read_fx(torch.fx.symbolic_trace(nn.Linear(4, 5)))
+
+
+class Spectral(nn.Module):
+    """(b, 8): a product with weights, and work that is none of the products that are counted."""
+
+    def __init__(self, more: str) -> None:
+        super().__init__()
+        self.first, self.more = nn.Linear(8, 4), more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.more == "FFT":
+            return torch.fft.rfft(x).abs()
+        return torch.ops.alula_test.doubled(x) if self.more == "foreign" else torch.relu(x)
+
+
+@torch.library.custom_op("alula_test::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize("more", ["nothing", "FFT", "foreign"])
+def test_work_that_is_not_counted_makes_the_whole_unknown(more: str) -> None:
+    graph = read_fx(exported(Spectral(more), 8).module())
+    if more == "nothing":
+        assert total_macs(graph) == 8 * 4
+        return
+    with pytest.raises(ModelError, match="cannot be counted"):
+        total_macs(graph)

@@ -24,7 +24,9 @@ from alula.core import (
     Rejected,
     Settings,
     Throughput,
+    Work,
 )
+from alula.core import Roofline as Peaks
 from alula.hardware import Fingerprint
 from alula.report import Finalist, FolderSpeed, ReportContent, Roofline, Stage, render_page
 
@@ -256,6 +258,19 @@ def recipes_of(content: ReportContent) -> set[Recipe]:
         outcome.candidate.recipe if isinstance(outcome, Accepted) else outcome.recipe
         for outcome in content.outcomes
     }
+
+
+def test_speeds_in_the_table_state_their_share_of_the_peak(sample):
+    """The baseline's is worked out by hand; a recipe whose work is not known has no number."""
+    before = sample.baseline.recipe.name
+    assert sample.chosen.recipe.name != before
+    peaks = Peaks(fp32_gmacs_per_s=100.0, int8_gmacs_per_s=400.0, threads=2, method="by hand")
+    work = {before: Work(fp32=round(0.25 * 100e9 / sample.baseline_throughput.per_s))}
+    page = render_page(msgspec.structs.replace(sample, peaks=peaks, work=work))
+    cells = [cell.text for cell in check(page).all("td") if cell.attributes.get("data-name") == "Samples/s"]
+    assert sum("25 % of FP32 peak" in text for text in cells) >= 1
+    assert any("share of peak unknown" in text for text in cells)
+    assert "of FP32 peak" not in render_page(sample)
 
 
 def test_a_recipe_wears_the_marker_of_its_engine(sample):

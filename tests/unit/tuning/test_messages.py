@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from alula.core import Recipe, Settings, Signature, TensorSpec
+from alula.core import Recipe, Roofline, Settings, Signature, TensorSpec
+from alula.graphs import Products
 from alula.measure import simulated_round, single_stream
 from alula.sources import Source
 from alula.tuning import messages as m
+from alula.tuning.roofline import SHORT
 
 SIGNATURE = Signature(
     (TensorSpec("x\n", "float32", ("b", 3, "t")), TensorSpec("ids", "int64", (4, 2))),
@@ -22,6 +24,8 @@ SETTINGS = Settings(threads=2, instances=3, batch_size=4, knobs={"pin": True, "l
 REQUESTS = (
     m.DescribeRequest(source=SOURCE, samples=("a.npy", "b.npy")),
     m.ExportRequest(source=SOURCE, samples=("a.npy",), target="onnx", folder="/f"),
+    m.CountRequest(target="exported", path="/f", samples=("a.npy",)),
+    m.PeaksRequest(threads=2, workload=SHORT, rounds=3, seconds=0.1),
     m.BuildRequest(
         recipe=Recipe("openvino", "int8", "nncf"),
         source=SOURCE,
@@ -41,6 +45,12 @@ REQUESTS = (
 )
 REPLIES = (
     m.Described(signature=SIGNATURE, notes=("folded one weight",)),
+    m.Counted(
+        products=(Products(kind="conv", role="stem", macs=7), Products(kind="matmul", role="head", macs=0))
+    ),
+    m.PeaksMeasured(
+        roofline=Roofline(fp32_gmacs_per_s=1.5, int8_gmacs_per_s=6.0, threads=2, method="by hand")
+    ),
     m.Built(seconds=0.5),
     m.Loaded(seconds=1e-9),
     m.Predicted(n=3, samples_per_s=4.5),

@@ -14,11 +14,12 @@ from bundles import COLOUR_IMAGES, COLOURS
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_manifest, verify
-from alula.core import Accepted, ArrayInput, Rejected
+from alula.core import Accepted, ArrayInput, Rejected, Share
 from alula.engines.fake import SCRIPT_VARIABLE
 from alula.errors import AccuracyError, AlulaError, BundleError, DataError, ModelError, UsageError
 from alula.tuning import read_journal
 from alula.workflows import Bundle, load, optimize
+from alula.workflows.peaks import CACHE_VARIABLE
 
 N = 30
 
@@ -177,9 +178,18 @@ def test_a_model_of_two_inputs(tmp_path: Path, rng: np.random.Generator) -> None
             bundle(left)
 
 
-def test_a_budget_that_is_used_up_still_ends_with_a_bundle(tmp_path: Path, x: np.ndarray) -> None:
-    with small(write_onnx(tmp_path / "model.onnx", batch=8), x, tmp_path / "b.alula", budget=1e-3) as bundle:
+def test_a_budget_that_is_used_up_still_ends_with_a_bundle(
+    tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not spent on the machine's peaks, where they are not known yet."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    model, reports = write_onnx(tmp_path / "model.onnx", batch=8), list[str]()
+    with small(model, x, tmp_path / "b.alula", budget=1e-3, report=reports.append) as bundle:
         assert bundle.recipe
+        share = bundle.manifest.chosen.of_peak
+    assert any("budget is too short to measure the machine's peaks" in line for line in reports)
+    assert share == Share(reason="the machine's peaks were not measured")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_when_all_recipes_are_wrong_it_is_said_which_and_why(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import FEATURES, write_factory, write_onnx
+from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_measurements
 from alula.errors import BundleError, ModelError, UsageError
@@ -84,6 +84,11 @@ def test_a_model_beside_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> 
     assert (second.name, second.recipe, second.tuned_per_s) == (model, "torch/fp32", None)
     assert second.ratio is not None
     assert first.ratio is None
+    assert report.roofline is not None
+    for row in report.rows:  # both compute the same network in FP32; its products by hand
+        macs = 8 * 8 * 8 * 3 * 9 + 8 * CLASSES
+        expected = row.throughput.per_s * macs / (1e9 * report.roofline.fp32_gmacs_per_s)
+        assert row.of_peak.share == pytest.approx(expected)
 
 
 def test_a_model_alone_needs_a_shape(tmp_path: Path) -> None:

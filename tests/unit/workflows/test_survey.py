@@ -22,13 +22,13 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 from torch import nn
 
 from alula.cli import cli
-from alula.core import ArrayInput, Throughput
+from alula.core import ArrayInput, Roofline, Throughput
 from alula.engines.fake import SCRIPT_VARIABLE
 from alula.errors import AlulaError, DataError, JobError, ModelError, UsageError
 from alula.report.pareto import ParetoPoint, pareto_front, pareto_svg
 from alula.sources import Source
 from alula.tuning import SearchPlan
-from alula.workflows import Roofline, SurveyReport, SurveyRow, survey, surveying
+from alula.workflows import SurveyReport, SurveyRow, survey, surveying
 from alula.workflows.random_weights import PreparationRequest, prepare, settle_statistics
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -67,6 +67,7 @@ def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surveying, "ROUND_S", 0.02)
         patch.setattr(surveying, "measure_roofline", lambda *, threads, report: ROOF)
+        patch.setattr(surveying, "cache_folder", lambda: None)
         (folder / "scores.csv").write_text("model,score,note\nabsent.py:net,0.5,\nother,0.9,not asked for\n")
         names = [f"{write_factory(folder)}:tiny", "absent.py:net"]
         report = survey(
@@ -98,7 +99,8 @@ def test_a_row_says_how_large_and_how_fast(surveyed: SimpleNamespace) -> None:
     assert row.baseline_per_s > 0
     assert row.speedup.low <= row.speedup.median <= row.speedup.high
     assert (row.recipes_measured, row.recipes_offered) == (1, 1)
-    assert row.share == pytest.approx(row.throughput.per_s * row.macs / 100e9)
+    assert row.of_peak.share == pytest.approx(row.throughput.per_s * row.macs / 100e9)
+    assert row.of_peak.of == ("fp32",)
     assert row.seconds > 0
 
 
@@ -127,6 +129,8 @@ def test_the_table_has_a_line_for_each_model(surveyed: SimpleNamespace) -> None:
     assert float(first["samples_per_s"]) == row.throughput.per_s
     assert int(first["macs"]) == row.macs
     assert first["recipe"] == "onnxruntime/fp32"
+    assert float(first["share_of_roofline"]) == row.of_peak.share
+    assert (first["roofline_of"], second["roofline_of"]) == ("FP32", "")
     assert (first["on_front"], first["error"], first["score"]) == ("True", "", "")
     assert second["samples_per_s"] == second["macs"] == second["on_front"] == ""
     assert (second["error"], second["score"]) == (surveyed.report.rows[1].error, "0.5")
@@ -145,7 +149,7 @@ def test_an_onnx_file(tmp_path: Path) -> None:
     (row,) = small([str(write_onnx(tmp_path / "m.onnx", batch=8))]).rows
     assert row.error is None
     assert (row.recipe, row.parameters, row.macs) == ("fake/fp32", FEATURES * CLASSES, FEATURES * CLASSES)
-    assert row.share is None
+    assert row.of_peak.of == ("fp32",)
 
 
 def test_a_model_that_no_recipe_runs_says_why_and_how_large_it_is(

@@ -8,18 +8,16 @@ idea is that of Williams, Waterman and Patterson 2009 (Communications of the ACM
 from __future__ import annotations
 
 import contextlib
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ARTIFACT_FILES, Precision, Recipe, Settings, Signature, TensorSpec
+from alula.core import ARTIFACT_FILES, Precision, Recipe, Roofline, Settings, Signature, TensorSpec
 from alula.engines import Session, engine_named
 from alula.errors import AlulaError, EngineError, EngineUnavailableError, MeasurementError
 from alula.graphs import read_onnx, total_macs
@@ -29,7 +27,7 @@ from alula.measure import Clock, Concurrency, Round, interleave
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Peaks", "Roofline", "Workload", "measure_roofline", "open_peaks", "share_of_roofline"]
+__all__ = ["SHORT", "Peaks", "Workload", "measure_roofline", "open_peaks"]
 
 ENGINES = ("openvino", "onnxruntime")  # those that take an ONNX file, quantized ones too
 BANDWIDTH = "memory"
@@ -41,62 +39,6 @@ _UNKNOWN_CACHE_BYTES = 16 * 2**20
 _MEMORY_SHARE = 8  # of the memory available, for each of three arrays: less than a half for all
 _OPSET = 19
 _IR_VERSION = 10
-
-
-class Roofline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a machine can do at most.
-
-    Attributes:
-        fp32_gmacs_per_s: multiply-accumulates of FP32 products, in 1e9 per second.
-        int8_gmacs_per_s: of INT8 products.
-        bandwidth_gb_per_s: bytes read and written in memory, in 1e9 per second.
-        threads: that took part.
-        method: how each figure was measured, in words.
-        bf16_gmacs_per_s: of BF16 products; None where the CPU has no instructions for them.
-    """
-
-    fp32_gmacs_per_s: float
-    int8_gmacs_per_s: float
-    bandwidth_gb_per_s: float
-    threads: int
-    method: str
-    bf16_gmacs_per_s: float | None = None
-
-    def gmacs_per_s(self, precision: Precision) -> float | None:
-        """Return the peak of a precision, None where it was not measured."""
-        peaks = {
-            "fp32": self.fp32_gmacs_per_s,
-            "bf16": self.bf16_gmacs_per_s,
-            "int8": self.int8_gmacs_per_s,
-        }
-        return peaks[precision]
-
-
-def share_of_roofline(per_s: float, macs: int, precision: Precision, roofline: Roofline) -> float:
-    """Return how much of the machine's peak a speed is: 1.0 is all of it.
-
-    Args:
-        per_s: samples per second.
-        macs: multiply-accumulates of one sample, as `alula.graphs.total_macs` counts them.
-        precision: of the products.
-        roofline: measured on the same machine with the same threads.
-
-    Raises:
-        MeasurementError: the roofline has no peak of this precision.
-
-    >>> roof = Roofline(
-    ...     fp32_gmacs_per_s=100.0, int8_gmacs_per_s=400.0, bandwidth_gb_per_s=20.0, threads=2, method=""
-    ... )
-    >>> share_of_roofline(10.0, 4_000_000_000, "fp32", roof), share_of_roofline(50.0, 10**9, "int8", roof)
-    (0.4, 0.125)
-    """
-    peak = roofline.gmacs_per_s(precision)
-    if peak is None:
-        raise MeasurementError(
-            f"The roofline has no peak of {precision} products; expected fp32 or int8. Measure it on a CPU "
-            f"with instructions for {precision}, with OpenVINO installed."
-        )
-    return per_s * macs / (1e9 * peak)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +62,30 @@ class Workload:
     array_bytes: int | None = None
 
 
+SHORT = Workload(layers=2, size=14, rows=256)
+"""Enough work for the peaks of products within a few percent of the longer one's, a quarter of the time."""
+
+
 def measure_roofline(
     *,
     threads: int | None = None,
     seconds: float = 0.4,
     rounds: int = 5,
+    memory: bool = True,
     clock: Clock | None = None,
     workload: Workload | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Roofline:
-    """Return the peaks of this machine, each the median over interleaved rounds.
+    """Return the peaks of this machine, each the best of interleaved rounds.
+
+    A disturbed round is slower and never faster, and a peak is to be a bound: so the best one counts, where
+    the speed of a model is a median.
 
     Args:
         threads: thread budget; None takes min(affinity, CPU quota).
         seconds: length of a round.
         rounds: how often each is timed.
+        memory: whether memory is measured, too.
         clock: tells the time.
         workload: what is computed.
         report: gets lines of text about what is being done.
@@ -144,10 +95,10 @@ def measure_roofline(
         MeasurementError: no engine could run the products of a precision, or there are no rounds.
     """
     budget = thread_budget(threads)
-    with open_peaks(threads=budget, clock=clock, workload=workload, report=report) as peaks:
+    with open_peaks(threads=budget, memory=memory, clock=clock, workload=workload, report=report) as peaks:
         report(f"measuring {rounds} rounds of {seconds:g} s each")
         done, dropped = interleave(peaks.contenders, rounds=rounds, seconds=seconds)
-        method = f"medians of {rounds} interleaved rounds of {seconds:g} s, {budget} threads"
+        method = f"best of {rounds} interleaved rounds of {seconds:g} s, {budget} threads"
         return peaks.roofline(done, failures=dropped, method=method)
 
 
@@ -160,14 +111,14 @@ class Peaks:
         threads: that each of them uses.
         products: what the samples of each but the memory's are.
         failures: what could not be loaded, by name.
-        array_bytes: of each array of the memory's.
+        array_bytes: of each array of the memory's; None where memory takes no part.
     """
 
     contenders: dict[str, Callable[[float], Round]]
     threads: int
     products: dict[str, _Product]
     failures: dict[str, AlulaError]
-    array_bytes: int
+    array_bytes: int | None
 
     def roofline(
         self, rounds: Mapping[str, Sequence[Round]], *, failures: Mapping[str, AlulaError], method: str
@@ -182,7 +133,7 @@ class Peaks:
         Raises:
             MeasurementError: no contender of a precision has rounds.
         """
-        speeds = {name: statistics.median(one.per_s for one in taken) for name, taken in rounds.items()}
+        speeds = {name: max(one.per_s for one in taken) for name, taken in rounds.items()}
         macs_per_s = {name: speeds[name] * one.macs for name, one in self.products.items() if name in speeds}
         lost = {**self.failures, **failures}
         found: dict[Precision, float] = {}
@@ -198,16 +149,16 @@ class Peaks:
             elif precision != "bf16":
                 reasons = " ".join(f"{name}: {error}" for name, error in lost.items() if precision in name)
                 raise MeasurementError(f"No engine could compute products in {precision}. {reasons}".rstrip())
-        if BANDWIDTH not in speeds:
-            raise MeasurementError(f"The memory could not be measured: {lost.get(BANDWIDTH)}")
-        words.append(
-            f"memory from a = b + c over three arrays of {self.array_bytes / 2**20:.0f} MiB (STREAM's add)"
-        )
+        if self.array_bytes is not None:
+            if BANDWIDTH not in speeds:
+                raise MeasurementError(f"The memory could not be measured: {lost.get(BANDWIDTH)}")
+            size_mib = self.array_bytes / 2**20
+            words.append(f"memory from a = b + c over three arrays of {size_mib:.0f} MiB (STREAM's add)")
         return Roofline(
             fp32_gmacs_per_s=found["fp32"],
             int8_gmacs_per_s=found["int8"],
             bf16_gmacs_per_s=found.get("bf16"),
-            bandwidth_gb_per_s=speeds[BANDWIDTH] / 1e9,
+            bandwidth_gb_per_s=None if self.array_bytes is None else speeds[BANDWIDTH] / 1e9,
             threads=self.threads,
             method=f"{'; '.join(words)}; {method}",
         )
@@ -230,6 +181,7 @@ class _Product:
 def open_peaks(
     *,
     threads: int,
+    memory: bool = True,
     clock: Clock | None = None,
     workload: Workload | None = None,
     report: Callable[[str], None] = lambda text: None,
@@ -238,6 +190,7 @@ def open_peaks(
 
     Args:
         threads: how many compute, each on a sample of its own.
+        memory: whether memory takes part, too.
         clock: tells the time.
         workload: what is computed.
         report: gets lines of text about what is being done.
@@ -248,7 +201,9 @@ def open_peaks(
     _require_onnx()
     work = workload or Workload()
     cpu = read_cpu()
-    array_bytes = work.array_bytes or _array_bytes(cpu, threads, read_memory().available_bytes)
+    array_bytes: int | None = None
+    if memory:
+        array_bytes = work.array_bytes or _array_bytes(cpu, threads, read_memory().available_bytes)
     products: dict[str, _Product] = {}
     failures: dict[str, AlulaError] = {}
     contenders: dict[str, Callable[[float], Round]] = {}
@@ -271,7 +226,8 @@ def open_peaks(
                 failures[name] = error
             else:
                 products[name] = product
-        enter(BANDWIDTH, _adder(array_bytes, threads))
+        if array_bytes is not None:
+            enter(BANDWIDTH, _adder(array_bytes, threads))
         yield Peaks(
             contenders=contenders,
             threads=threads,

@@ -12,26 +12,19 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from alula.cli import cli
 from alula.core import Recipe
 from alula.engines import engine_named
 from alula.errors import EngineError, EngineUnavailableError, MeasurementError, UsageError
-from alula.hardware import thread_budget
 from alula.measure import Round
 from alula.measure.fake import ScriptedClock
-from alula.workflows import Roofline, diagnosis, measure_roofline, roofline, share_of_roofline
-from alula.workflows.roofline import ENGINES, Workload, open_peaks
+from alula.tuning import roofline
+from alula.tuning.roofline import ENGINES, Workload, measure_roofline, open_peaks
 
 SMALL = Workload(layers=2, channels=8, size=6, rows=5, features=16, array_bytes=8 * 1000)
 CONVOLUTIONS = 2 * 6 * 6 * 8 * 8 * 9
 PRODUCTS = 2 * 5 * 16 * 16
-ROOF = Roofline(
-    fp32_gmacs_per_s=100.0, int8_gmacs_per_s=400.0, bandwidth_gb_per_s=20.0, threads=2, method="by hand"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +71,15 @@ def widened(work: Workload, *, features: int) -> Workload:
         features=features,
         array_bytes=work.array_bytes,
     )
+
+
+def test_a_disturbed_round_does_not_lower_the_peak() -> None:
+    """A clock on which every second call takes four times as long; memory is left out."""
+    uneven = ScriptedClock(steps_s=itertools.cycle([0.25, 0.25, 0.25, 0.25, 1.0]))
+    roof = measure_roofline(threads=1, seconds=0.25, rounds=9, memory=False, clock=uneven, workload=SMALL)
+    assert roof.fp32_gmacs_per_s == pytest.approx(4 * CONVOLUTIONS / 1e9)
+    assert roof.bandwidth_gb_per_s is None
+    assert "memory" not in roof.method
 
 
 def test_all_threads_take_part() -> None:
@@ -170,46 +172,3 @@ def test_arrays_are_larger_than_the_caches_and_fit_into_memory(
 def test_the_memory_is_added_up() -> None:
     run = roofline._adder(8 * 300, 3)
     assert [run(instance) for instance in range(3)] == [3 * 800] * 3
-
-
-@given(st.floats(1e-3, 1e6), st.integers(1, 10**12), st.sampled_from(["fp32", "int8"]))
-def test_a_share_is_work_over_peak(per_s: float, macs: int, precision: str) -> None:
-    peak = {"fp32": 100e9, "int8": 400e9}[precision]
-    assert share_of_roofline(per_s, macs, precision, ROOF) * peak == pytest.approx(per_s * macs)
-
-
-def test_a_share_of_a_peak_that_was_not_measured() -> None:
-    with pytest.raises(MeasurementError, match="no peak of bf16"):
-        share_of_roofline(1.0, 1, "bf16", ROOF)
-    assert ROOF.gmacs_per_s("bf16") is None
-    known = msgspec.structs.replace(ROOF, bf16_gmacs_per_s=200.0)
-    assert share_of_roofline(20.0, 10**9, "bf16", known) == pytest.approx(0.1)
-
-
-def test_doctor_measures_only_when_asked(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[int] = []
-
-    def measure(*, threads: int, report: object) -> Roofline:
-        asked.append(threads)
-        return ROOF
-
-    monkeypatch.setattr(diagnosis, "measure_roofline", measure)
-    monkeypatch.setattr(diagnosis, "engine_names", lambda: ())
-    assert diagnosis.diagnose().roofline is None
-    assert asked == []
-    with pytest.raises(SystemExit):
-        cli(args=["doctor", "--roofline"], prog_name="alula")
-    out, _ = capfd.readouterr()
-    assert "FP32 100, INT8 400 GMAC/s with 2 threads" in out
-    assert "20.0 GB/s" in out
-    with pytest.raises(SystemExit):
-        cli(args=["doctor", "--roofline", "--json"], prog_name="alula")
-    out, _ = capfd.readouterr()
-    assert msgspec.json.decode(out)["roofline"]["int8_gmacs_per_s"] == 400.0
-    assert asked == [thread_budget()] * 2
-
-
-def test_a_roofline_goes_through_json() -> None:
-    assert msgspec.json.decode(msgspec.json.encode(ROOF), type=Roofline) == ROOF
