@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,6 +22,7 @@ from alula.tuning.messages import Problem, Reply, Request
 
 __all__ = ["Child", "ChildError"]
 
+WORKER = (sys.executable, "-m", "alula.tuning.worker")
 POLL_S = 0.1
 KILL_WAIT_S = 10.0
 
@@ -49,9 +51,18 @@ class Child:
         name: what it is for.
         threads: thread budget, given to the runtimes that read it from the environment.
         memory_limit_bytes: resident memory of the process and its children, above which it is killed.
+        command: what is started; it answers requests as `alula.tuning.worker` does.
     """
 
-    def __init__(self, folder: Path, name: str, *, threads: int, memory_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        threads: int,
+        memory_limit_bytes: int,
+        command: Sequence[str] = WORKER,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._requests = (folder / f"{name}.jsonl").open("ab")
         self._log = (folder / f"{name}.log").open("ab")
@@ -60,8 +71,9 @@ class Child:
         self._encoder = msgspec.json.Encoder()
         self._buffer = b""
         self.request_file = folder / f"{name}.jsonl"
+        self._command = tuple(command)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "alula.tuning.worker"],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -82,7 +94,8 @@ class Child:
     @property
     def reproduce(self) -> str:
         """The command that repeats everything that this child was asked."""
-        return f"{Path(sys.executable).name} -m alula.tuning.worker < {self.request_file}"
+        program, *rest = self._command
+        return f"{shlex.join([Path(program).name, *rest])} < {self.request_file}"
 
     def ask(self, request: Request, expected: type[Answer], *, timeout_s: float) -> Answer:
         """Return the child's answer.
