@@ -191,7 +191,8 @@ def survey(
         precisions: only these.
         threads: thread budget; None takes min(affinity, CPU quota).
         roofline: whether to measure the machine's peaks anew and at length before, which takes half a minute;
-            what was kept counts where it is higher. Without it they are those that were kept, or a few seconds are taken for them once.
+            what was kept counts where it is higher. Without it they are those that were kept, or a few
+            seconds are taken for them once.
         output: a CSV file with a line for each model, written anew after each.
         plot: an SVG file of speed against `against`, written anew after each model.
         report: gets lines of text about what is being done.
