@@ -340,12 +340,10 @@ def draw_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         roof = diagnosis.roofline
         peaks = {"FP32": roof.fp32_gmacs_per_s, "BF16": roof.bf16_gmacs_per_s, "INT8": roof.int8_gmacs_per_s}
         shown = ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items() if peak is not None)
-        rows += [
-            ("peak products", f"{shown} GMAC/s with {roof.threads} threads"),
-            ("measured by", roof.method),
-        ]
+        rows.append(("peak products", f"{shown} GMAC/s with {roof.threads} threads"))
         if roof.bandwidth_gb_per_s is not None:
             rows.append(("memory speed", f"{roof.bandwidth_gb_per_s:.1f} GB/s"))
+        rows.append(("measured by", roof.method))
     _draw_pairs(console, rows)
     console.print()
     for finding in diagnosis.findings:

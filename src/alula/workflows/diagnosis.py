@@ -55,8 +55,8 @@ def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda t
     """Return what this machine can do; imports every installed engine.
 
     Args:
-        roofline: whether to measure the machine's peaks too, which takes about half a minute. They are kept,
-            in place of those that were, for the shares that other results state.
+        roofline: whether to measure the machine's peaks too, which takes about half a minute. They are kept
+            for the shares that other results state, where they are higher than those that were.
         report: gets lines of text about what is being measured.
 
     Raises:

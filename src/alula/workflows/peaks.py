@@ -91,17 +91,36 @@ def kept_roofline(places: Sequence[Path], *, threads: int) -> Roofline | None:
 
 
 def keep_roofline(roofline: Roofline, places: Sequence[Path]) -> bool:
-    """Return whether the peaks could be kept in any of some folders; each file is whole or absent."""
+    """Return whether the peaks could be kept in any of some folders; each file is whole or absent.
+
+    Of a peak that was kept before, the higher figure stays: what was reached once can be reached, and
+    a measurement that was disturbed shall not undo one that was not.
+    """
     kept = False
     for place in places:
         path = place / _file_name(roofline.threads)
         draft = path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(msgspec.json.encode(roofline))
+            draft.write_bytes(
+                msgspec.json.encode(_higher(roofline, kept_roofline([place], threads=roofline.threads)))
+            )
             draft.replace(path)
             kept = True
     return kept
+
+
+def _higher(new: Roofline, old: Roofline | None) -> Roofline:
+    if old is None:
+        return new
+    peaks = ("fp32_gmacs_per_s", "bf16_gmacs_per_s", "int8_gmacs_per_s", "bandwidth_gb_per_s")
+    figures = {name: (getattr(new, name), getattr(old, name)) for name in peaks}
+    higher = {
+        name: max((one for one in both if one is not None), default=None) for name, both in figures.items()
+    }
+    if all(higher[name] == getattr(new, name) for name in peaks):
+        return new
+    return msgspec.structs.replace(new, **higher, method=f"{new.method}; or earlier, where that was higher")
 
 
 def cache_folder() -> Path | None:

@@ -49,7 +49,7 @@ from alula.sources import Source, parse_source
 from alula.tuning import Journal, SearchPlan, measure_roofline, offered_recipes, read_journal, search
 from alula.tuning.workshop import Workshop
 from alula.workflows.durations import parse_duration_s
-from alula.workflows.peaks import cache_folder, doubts, keep_roofline, roofline_here
+from alula.workflows.peaks import cache_folder, doubts, keep_roofline, kept_roofline, roofline_here
 from alula.workflows.random_weights import ANSWER, REQUEST, Preparation, PreparationRequest
 
 __all__ = ["SEEDS", "SurveyReport", "SurveyRow", "survey"]
@@ -190,8 +190,9 @@ def survey(
         engines: only these.
         precisions: only these.
         threads: thread budget; None takes min(affinity, CPU quota).
-        roofline: whether to measure the machine's peaks anew and at length before, which takes half a minute.
-            Without it they are those that were kept, or a few seconds are taken for them once.
+        roofline: whether to measure the machine's peaks anew and at length before, which takes half a minute;
+            what was kept counts where it is higher. Without it they are those that were kept, or a few
+            seconds are taken for them once.
         output: a CSV file with a line for each model, written anew after each.
         plot: an SVG file of speed against `against`, written anew after each model.
         report: gets lines of text about what is being done.
@@ -282,8 +283,8 @@ def _peaks(*, anew: bool, threads: int, report: Callable[[str], None]) -> Roofli
         return roofline_here(threads=threads, report=report)
     found = measure_roofline(threads=threads, report=report)
     folder = cache_folder()
-    if folder is not None:
-        keep_roofline(found, [folder])
+    if folder is not None and keep_roofline(found, [folder]):
+        return kept_roofline([folder], threads=threads)
     return found
 
 

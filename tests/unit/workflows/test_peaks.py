@@ -76,6 +76,20 @@ def test_peaks_are_kept_by_threads_and_versions(cache: Path, monkeypatch: pytest
     assert kept_roofline([cache], threads=1) is None
 
 
+def test_the_higher_of_two_measurements_stays(cache: Path) -> None:
+    disturbed = Roofline(fp32_gmacs_per_s=110.0, int8_gmacs_per_s=300.0, threads=1, method="again")
+    keep_roofline(ROOF, [cache])
+    keep_roofline(disturbed, [cache])
+    got = kept_roofline([cache], threads=1)
+    assert got is not None
+    assert (got.fp32_gmacs_per_s, got.int8_gmacs_per_s, got.bandwidth_gb_per_s) == (110.0, 400.0, 20.0)
+    assert got.bf16_gmacs_per_s is None
+    assert got.method == "again; or earlier, where that was higher"
+    best = msgspec.structs.replace(ROOF, fp32_gmacs_per_s=120.0, method="best")
+    keep_roofline(best, [cache])
+    assert kept_roofline([cache], threads=1) == best
+
+
 def test_without_a_cache_folder_the_search_keeps_them(cache: Path, tmp_path: Path) -> None:
     cache.write_text("no folder")
     assert not keep_roofline(ROOF, [cache])
