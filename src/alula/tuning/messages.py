@@ -13,6 +13,7 @@ __all__ = [
     "Built",
     "DescribeRequest",
     "Described",
+    "DiskFull",
     "ExportRequest",
     "LoadModelRequest",
     "LoadRequest",
@@ -162,6 +163,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     error: str
 
 
+class DiskFull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The request failed because there was no space left at `path`; the child stays usable."""
+
+    path: str
+    free_bytes: int
+
+
 Request = (
     DescribeRequest
     | ExportRequest
@@ -173,4 +181,4 @@ Request = (
     | StreamRequest
     | ServeRequest
 )
-Reply = Described | Built | Loaded | Predicted | Measured | Streamed | Served | Problem
+Reply = Described | Built | Loaded | Predicted | Measured | Streamed | Served | Problem | DiskFull
