@@ -80,11 +80,16 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 "chosen" if chosen else "accepted",
             )
         else:
-            text = f"failed: {row.error}" if isinstance(row, Failed) else f"rejected: {row.reason}"
-            table.add_row(row.recipe.name, "", "", "", "", text)
+            table.add_row(row.recipe.name, "", "", "", "", _loss(row))
     console.print(table)
     console.print()
     draw_manifest(console, bundle, manifest)
+
+
+def _loss(outcome: Failed | Rejected) -> str:
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.error}"
+    return f"{'rejected' if outcome.tried else 'not tried'}: {outcome.reason}"
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:

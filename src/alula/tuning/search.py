@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ __all__ = ["Finalist", "SearchPlan", "SearchResult", "search"]
 GOLDEN_SAMPLES = 4
 MIN_CHECKED = 200  # validation samples that are checked however slow the baseline is
 FINALISTS = 3
+LEAST_ROUND_S = 0.1
 FEW_ROUNDS = 6  # for an interval; of a last comparison that must be short
 CLOSING_SHARE = 1 / 4  # of the budget, for the last comparison at most
 SERVER_SHARE = 0.4  # of the budget, for rates of random arrivals
@@ -264,10 +265,10 @@ class _Search:
         )
         stages_s = {"model and baseline": self._lap_s()}
         with field:
-            chosen, rounds = self._chosen(field, reference)
+            chosen, closing = self._chosen(field, reference)
             field.close()  # nothing may run beside the last comparison
             stages_s["building, checking and timing recipes"] = self._lap_s()
-            final = self._confirmed(reference.candidate, [field.accepted(one) for one in chosen], rounds)
+            final = self._confirmed(reference.candidate, [field.accepted(one) for one in chosen], closing)
             accepted = field.best_of_each_recipe()
             stages_s["last comparison"] = self._lap_s()
             golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
@@ -298,26 +299,31 @@ class _Search:
         before_s, self._lap_start_s = self._lap_start_s, self._clock.monotonic()
         return self._lap_start_s - before_s
 
-    def _chosen(self, field: ProcessField, reference: Reference) -> tuple[list[Candidate], int]:
-        """Return the candidates of the last comparison and its number of rounds.
+    def _chosen(self, field: ProcessField, reference: Reference) -> tuple[list[Candidate], Closing]:
+        """Return the candidates of the last comparison, and how long it is.
 
         An interrupt ends the search early, with the best that was found until then; a second one ends
         it for good.
         """
-        finalists, rounds = last_comparison(self._plan)
+        closing = last_comparison(self._plan)
         strategy = Strategy(
-            field, clock=self._clock, effort=Effort(round_s=self._plan.round_s, finalists=finalists)
+            field,
+            clock=self._clock,
+            effort=Effort(round_s=closing.round_s, finalists=closing.finalists),
         )
 
         def after_s(candidates: Sequence[Candidate]) -> float:
-            return self._after_s(candidates, field, strategy, reference, rounds=rounds)
+            return self._after_s(candidates, field, strategy, reference, closing)
+
+        def is_late(candidates: Sequence[Candidate]) -> bool:
+            return self._clock.monotonic() + after_s(candidates) > self._deadline_s
 
         try:
             standings = strategy.run(self._plan.recipes, deadline_s=self._deadline_s, after_s=after_s)
-            chosen = [one.candidate for one in standings[:finalists]]
-            while len(chosen) > 1 and self._clock.monotonic() + after_s(chosen) > self._deadline_s:
+            chosen = [one.candidate for one in standings]
+            while len(chosen) > 1 and is_late(chosen):
                 chosen.pop()
-            return chosen, rounds
+            return chosen, closing.shortened(halved=True) if is_late(chosen) else closing
         except KeyboardInterrupt:
             if not strategy.best_so_far():
                 raise
@@ -326,7 +332,7 @@ class _Search:
             field.close()
             for candidate in strategy.best_so_far():
                 if field.accept(candidate):
-                    return [candidate], min(FEW_ROUNDS, self._plan.final_rounds)
+                    return [candidate], closing.shortened()
             raise
 
     def _interrupt(self) -> None:
@@ -339,15 +345,17 @@ class _Search:
         field: ProcessField,
         strategy: Strategy,
         reference: Reference,
-        *,
-        rounds: int,
+        closing: Closing,
     ) -> float:
         """Return about how long everything takes that follows the race, with these finalists."""
         plan = self._plan
         baseline_call_s = reference.candidate.settings.batch_size / reference.per_s
         contenders = [(reference.loading_s, baseline_call_s)]
         contenders += [(field.loading_s(one.recipe), strategy.call_s(one)) for one in candidates]
-        seconds = sum(loading_s + rounds * (plan.round_s + call_s / 2) for loading_s, call_s in contenders)
+        # A call that is under way when a round's time is over is finished.
+        seconds = sum(
+            loading_s + closing.rounds * (closing.round_s + call_s / 2) for loading_s, call_s in contenders
+        )
         if plan.scenario == "single-stream" and candidates:
             best = candidates[0]
             seconds += field.loading_s(best.recipe) + stream_s(strategy.call_s(best))
@@ -447,17 +455,17 @@ class _Search:
 
     # The last comparison.
 
-    def _confirmed(self, baseline: Candidate, chosen: Sequence[Accepted], rounds: int) -> _Final:
+    def _confirmed(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
         """Return the last comparison; after an interrupt, a short one of the best alone."""
         try:
-            return self._confirm(baseline, chosen, rounds)
+            return self._confirm(baseline, chosen, closing)
         except KeyboardInterrupt:
             if self._interrupted or not chosen:
                 raise
             self._interrupt()
-            return self._confirm(baseline, chosen[:1], min(FEW_ROUNDS, rounds))
+            return self._confirm(baseline, chosen[:1], closing.shortened())
 
-    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], rounds: int) -> _Final:
+    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
         """Measure the baseline and the best candidates in turn, each in its own living process."""
         plan = self._plan
         self._report("confirming the best in interleaved rounds")
@@ -471,12 +479,12 @@ class _Search:
             folder=plan.workdir / "logs",
             threads=plan.threads,
             memory_limit_bytes=plan.memory_limit_bytes,
-            rounds=rounds,
-            round_s=plan.round_s,
+            rounds=closing.rounds,
+            round_s=closing.round_s,
             timeout_s=plan.timeout_s,
             seed=plan.seed,
         )
-        reference = self._baseline_rounds(comparison, baseline, rounds)
+        reference = self._baseline_rounds(comparison, baseline, closing)
         for key, loss in comparison.losses.items():
             if key in by_key:
                 candidate = by_key[key].candidate
@@ -492,7 +500,7 @@ class _Search:
         finalists = [
             Finalist(
                 accepted=by_key[key],
-                throughput=throughput(items, warnings=stability_warnings(items, asked=rounds)),
+                throughput=throughput(items, warnings=stability_warnings(items, asked=closing.rounds)),
                 speedup=ratio(
                     [item.per_s for item in items],
                     baseline_per_s,
@@ -505,19 +513,19 @@ class _Search:
         ]
         finalists.sort(key=lambda finalist: -finalist.throughput.per_s)
         return _Final(
-            baseline=throughput(reference, warnings=stability_warnings(reference, asked=rounds)),
+            baseline=throughput(reference, warnings=stability_warnings(reference, asked=closing.rounds)),
             finalists=tuple(finalists),
             warnings=comparison.warnings,
         )
 
-    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, rounds: int) -> list[Round]:
+    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, closing: Closing) -> list[Round]:
         """Return the baseline's rounds of the comparison, or of a second try of its own."""
         if _BASELINE in comparison.rounds:
             return comparison.rounds[_BASELINE]
 
         def measure(child: Child) -> list[Round]:
             self._load_baseline(child, baseline)
-            return [self._measure(child) for _ in range(rounds)]
+            return [self._measure(child) for _ in range(closing.rounds)]
 
         try:
             return self._workshop.with_second_try("baseline-last", measure)
@@ -629,15 +637,31 @@ class _Search:
         self._on_outcome(outcome)
 
 
-def last_comparison(plan: SearchPlan) -> tuple[int, int]:
-    """Return how many finalists and rounds the last comparison of a search may have.
+class Closing(NamedTuple):
+    """The last comparison: at most so many finalists, and the rounds of each."""
 
-    All of them where it takes a quarter of the budget or less; else fewer finalists, then fewer rounds.
+    finalists: int
+    rounds: int
+    round_s: float
+
+    def shortened(self, *, halved: bool = False) -> Closing:
+        """Return one of fewer rounds, halved in length too if asked for; enough for an interval."""
+        round_s = max(min(self.round_s, LEAST_ROUND_S), self.round_s / 2) if halved else self.round_s
+        return Closing(self.finalists, min(FEW_ROUNDS, self.rounds), round_s)
+
+
+def last_comparison(plan: SearchPlan) -> Closing:
+    """Return the last comparison that a search can afford.
+
+    The whole one where it takes a quarter of the budget or less; else with fewer finalists, then with fewer
+    rounds, then with shorter ones.
     """
-    for finalists, rounds in ((FINALISTS, plan.final_rounds), (2, plan.final_rounds), (1, plan.final_rounds)):
-        if (finalists + 1) * (rounds * plan.round_s + LOADING_S) <= CLOSING_SHARE * plan.budget_s:
-            return finalists, rounds
-    return 1, min(FEW_ROUNDS, plan.final_rounds)
+    share_s = CLOSING_SHARE * plan.budget_s
+    for finalists in range(FINALISTS, 0, -1):
+        if (finalists + 1) * (plan.final_rounds * plan.round_s + LOADING_S) <= share_s:
+            return Closing(finalists, plan.final_rounds, plan.round_s)
+    few = min(FEW_ROUNDS, plan.final_rounds)
+    return Closing(1, few, min(plan.round_s, max(LEAST_ROUND_S, share_s / (2 * few))))
 
 
 def samples_checked(baseline_per_s: float, budget_s: float) -> int:
