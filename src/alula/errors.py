@@ -124,7 +124,7 @@ class DiskFullError(AlulaError):
     def __init__(self, what: str, path: str | Path, *, free_bytes: int, resumes: bool = False) -> None:
         goes_on = "; it goes on where it stopped" if resumes else ""
         super().__init__(
-            f"The disk is full: {what} could not be written to {path}, where {free_bytes / 2**20:.1f} MiB "
+            f"The disk is full: {what} could not be written to {path}, where {free_bytes / 2**20:,.1f} MiB "
             f"are free. Free some space and run the same command again{goes_on}."
         )
         self.what = what

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from alula.accuracy import metric_named
 from alula.measure.fake import ScriptedClock
+from alula.sources import Source
 from alula.tuning.files import save_array
 from alula.tuning.limits import LEAST_OPTIONAL_S, LEAST_STEP_S, StepLimit
-from alula.tuning.search import samples_checked
+from alula.tuning.search import (
+    CLOSING_SHARE,
+    LOADING_S,
+    Closing,
+    SearchPlan,
+    last_comparison,
+    samples_checked,
+)
 
 
 def test_a_step_gets_what_is_left_and_a_little_in_any_case() -> None:
@@ -58,3 +69,38 @@ def test_an_array_is_read_as_it_was(tmp_path, array) -> None:  # type: ignore[no
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+def plan(budget_s: float) -> SearchPlan:
+    return SearchPlan(
+        source=Source(kind="onnx", spec="absent.onnx"),
+        workdir=Path("absent"),
+        calibration=(),
+        validation=(),
+        targets=None,
+        metric=metric_named("agreement"),
+        max_drop=0.0,
+        recipes=(),
+        threads=1,
+        saturating=False,
+        budget_s=budget_s,
+        closing_s=0.0,
+        memory_limit_bytes=1,
+    )
+
+
+@pytest.mark.parametrize("budget_s", [3.0, 8.0, 20.0, 45.0, 60.0, 90.0, 120.0, 240.0, 600.0, 3600.0])
+def test_the_last_comparison_takes_a_quarter_of_the_budget_at_most(budget_s: float) -> None:
+    found = last_comparison(plan(budget_s))
+    timing_s = (found.finalists + 1) * found.rounds * found.round_s
+    assert found.rounds >= 6  # fewer give no interval
+    assert timing_s <= CLOSING_SHARE * budget_s or found == Closing(1, 6, 0.1)
+    if found.rounds == 9:
+        assert timing_s + (found.finalists + 1) * LOADING_S <= CLOSING_SHARE * budget_s
+
+
+def test_with_time_the_last_comparison_is_whole() -> None:
+    assert last_comparison(plan(600.0)) == Closing(3, 9, 0.6)
+    assert last_comparison(plan(120.0)).finalists == 2
+    assert Closing(3, 9, 0.6).shortened(halved=True) == Closing(3, 6, 0.3)
+    assert Closing(1, 6, 0.1).shortened(halved=True) == Closing(1, 6, 0.1)
