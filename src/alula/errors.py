@@ -11,6 +11,7 @@
     ├── MeasurementError   a measurement could not be taken
     ├── DataError          an input file or data set could not be used; carries the path
     ├── BundleError        a bundle is damaged, unsafe or too new; carries the path
+    ├── DiskFullError      a file could not be written for lack of space; carries the path
     └── JobError           a folder run failed as a whole
 
 Each message says what failed, what was got, what was expected and what to do, in that order.
@@ -27,6 +28,7 @@ __all__ = [
     "AlulaError",
     "BundleError",
     "DataError",
+    "DiskFullError",
     "EngineError",
     "EngineUnavailableError",
     "JobError",
@@ -105,6 +107,29 @@ class BundleError(AlulaError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+class DiskFullError(AlulaError):
+    """A file could not be written because there is no space left, or none that this user may use.
+
+    It is nobody's fault but the disk's: a search that meets it blames no recipe, and stops.
+
+    Args:
+        what: what was to be written, with its article.
+        path: the file or folder.
+        free_bytes: space left there.
+        resumes: whether the same command goes on where it stopped.
+    """
+
+    def __init__(self, what: str, path: str | Path, *, free_bytes: int, resumes: bool = False) -> None:
+        goes_on = "; it goes on where it stopped" if resumes else ""
+        super().__init__(
+            f"The disk is full: {what} could not be written to {path}, where {free_bytes / 2**20:,.1f} MiB "
+            f"are free. Free some space and run the same command again{goes_on}."
+        )
+        self.what = what
+        self.path = str(path)
+        self.free_bytes = free_bytes
 
 
 class JobError(AlulaError):

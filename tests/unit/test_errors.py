@@ -12,6 +12,7 @@ from alula.errors import (
     AlulaError,
     BundleError,
     DataError,
+    DiskFullError,
     EngineError,
     EngineUnavailableError,
     JobError,
@@ -41,6 +42,12 @@ RENDERED = [
     (
         BundleError("birds.alula", "It is damaged. Copy it again."),
         "birds.alula: It is damaged. Copy it again.",
+        1,
+    ),
+    (
+        DiskFullError("the journal", Path("a/search.jsonl"), free_bytes=3 << 19, resumes=True),
+        "The disk is full: the journal could not be written to a/search.jsonl, where 1.5 MiB are free. "
+        "Free some space and run the same command again; it goes on where it stopped.",
         1,
     ),
     (JobError("No input could be read."), "No input could be read.", 1),

@@ -18,11 +18,16 @@ MEASUREMENTS_NAME = "measurements.json"
 
 
 class FinalRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A candidate of the last comparison: its raw rounds, and its speed over the baseline's."""
+    """A candidate of the last comparison: its raw rounds, and its speed over the baseline's.
+
+    Attributes:
+        rate_per_s: queries served within the limit, in the server scenario, where there was time for it.
+    """
 
     candidate: Candidate
     throughput: Throughput
     speedup: Ratio
+    rate_per_s: float | None = None
 
 
 class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +35,7 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         scenario: what was to be fast.
-        finalists: of the last comparison, the fastest first.
+        finalists: of the last comparison, the best first by the figure of the scenario.
         latency: of the chosen candidate, in the single-stream scenario.
         server: of the chosen candidate, in the server scenario.
         stages_s: wall seconds of the parts of the search, by their names, in order.

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from alula.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest, sha256_of
 from alula.bundle.measurements import MEASUREMENTS_NAME, Measurements
-from alula.errors import BundleError
+from alula.errors import BundleError, DiskFullError
+from alula.hardware import writing
 
 __all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "is_bundle", "rewrite_manifest", "write_bundle"]
 
@@ -45,45 +46,65 @@ def write_bundle(
 
     Raises:
         BundleError: the target exists and may not be replaced, is no bundle, or cannot be written.
+        DiskFullError: there is no space for it; what was at the target is as it was.
     """
     if target.exists() and not (replace and is_bundle(target)):
         raise BundleError(target, "It exists already. Choose another name, or remove it first.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            for name, folder in artifacts.items():
-                shutil.copytree(folder, scratch / name)
-            np.savez(scratch / GOLDEN_NAME, allow_pickle=False, **dict(golden))
-            shutil.copy2(journal, scratch / JOURNAL_NAME)
-            if measurements is not None:
-                (scratch / MEASUREMENTS_NAME).write_bytes(msgspec.json.encode(measurements))
-            files = {
-                path.relative_to(scratch).as_posix(): FileRecord(
-                    sha256=sha256_of(path), bytes=path.stat().st_size
-                )
-                for path in sorted(scratch.rglob("*"))
-                if path.is_file()
-            }
-            sealed = msgspec.structs.replace(manifest, files=files)
-            (scratch / MANIFEST_NAME).write_bytes(encode_manifest(sealed))
-            scratch.chmod(0o755)  # mkdtemp makes private folders
-            if target.exists():
-                old = scratch.with_name(f"{scratch.name}-old")
-                target.rename(old)
-                try:
-                    scratch.rename(target)
-                except BaseException:
-                    old.rename(target)
-                    raise
-                shutil.rmtree(old)
-            else:
-                scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+        with writing("the bundle", target):
+            _write(target, manifest, artifacts, golden, journal, measurements)
     except OSError as error:
         raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
+
+
+def _write(
+    target: Path,
+    manifest: Manifest,
+    artifacts: Mapping[str, Path],
+    golden: Mapping[str, NDArray[np.generic]],
+    journal: Path,
+    measurements: Measurements | None,
+) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, folder in artifacts.items():
+            shutil.copytree(folder, scratch / name, copy_function=_copied)
+        np.savez(scratch / GOLDEN_NAME, allow_pickle=False, **dict(golden))
+        shutil.copy2(journal, scratch / JOURNAL_NAME)
+        if measurements is not None:
+            (scratch / MEASUREMENTS_NAME).write_bytes(msgspec.json.encode(measurements))
+        files = {
+            path.relative_to(scratch).as_posix(): FileRecord(
+                sha256=sha256_of(path), bytes=path.stat().st_size
+            )
+            for path in sorted(scratch.rglob("*"))
+            if path.is_file()
+        }
+        sealed = msgspec.structs.replace(manifest, files=files)
+        (scratch / MANIFEST_NAME).write_bytes(encode_manifest(sealed))
+        scratch.chmod(0o755)  # mkdtemp makes private folders
+        if target.exists():
+            old = scratch.with_name(f"{scratch.name}-old")
+            target.rename(old)
+            try:
+                scratch.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old)
+        else:
+            scratch.rename(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _copied(source: str, target: str) -> str:
+    # `copytree` collects errors as text, which no longer says that the disk is full.
+    with writing("the bundle", Path(target)):
+        shutil.copy2(source, target)
+    return target
 
 
 def is_bundle(path: Path) -> bool:
@@ -96,11 +117,16 @@ def rewrite_manifest(bundle: Path, manifest: Manifest) -> None:
 
     Raises:
         BundleError: it cannot be written.
+        DiskFullError: there is no space for it; the old one is as it was.
     """
     temporary = bundle / f".{MANIFEST_NAME}.partial"
     try:
-        temporary.write_bytes(encode_manifest(manifest))
-        temporary.replace(bundle / MANIFEST_NAME)
+        with writing("the manifest of the bundle", bundle):
+            temporary.write_bytes(encode_manifest(manifest))
+            temporary.replace(bundle / MANIFEST_NAME)
+    except DiskFullError:
+        temporary.unlink(missing_ok=True)
+        raise
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

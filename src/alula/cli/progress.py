@@ -44,7 +44,8 @@ class SearchProgress:
             if self._screen.verbose and outcome.reproduce:
                 self._screen.note(f"                   again (with --keep): {outcome.reproduce}")
         else:
-            self._screen.note(f"           rejected: {outcome.recipe}: {outcome.reason}")
+            verdict = "rejected" if outcome.tried else "not tried"
+            self._screen.note(f"           {verdict}: {outcome.recipe}: {outcome.reason}")
 
 
 class _JobProgress:

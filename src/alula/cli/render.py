@@ -84,8 +84,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 "chosen" if chosen else "accepted",
             )
         else:
-            text = f"failed: {row.error}" if isinstance(row, Failed) else f"rejected: {row.reason}"
-            table.add_row(row.recipe.name, "", "", "", "", "", text)
+            table.add_row(row.recipe.name, "", "", "", "", "", _loss(row))
     console.print(table)
     console.print()
     draw_manifest(console, bundle, manifest)
@@ -98,6 +97,12 @@ def _of_peak(share: Share) -> str:
     ('62 % INT8+FP32', 'unknown')
     """
     return str(share).replace(" of ", " ").removesuffix(" peak")
+
+
+def _loss(outcome: Failed | Rejected) -> str:
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.error}"
+    return f"{'rejected' if outcome.tried else 'not tried'}: {outcome.reason}"
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:

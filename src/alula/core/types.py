@@ -302,12 +302,17 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rejected"):
-    """A recipe that runs but is not good enough, and why."""
+    """A recipe that is not good enough, or that there was no time for, and why.
+
+    Attributes:
+        tried: false where the budget ended before anything was known of it.
+    """
 
     recipe: Recipe
     reason: str
     accuracy: Accuracy | None = None
     seconds: float = 0.0
+    tried: bool = True
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -29,14 +30,14 @@ class FakeScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         scale: every output is the first input's flattened leading values times this.
         seconds_per_batch: time spent in each call, asleep, as an engine without the GIL would be.
         fault: what goes wrong: `error` raises, `exit` ends the process, `hang` never returns,
-            `memory` allocates without end, `nan` returns NaN.
+            `memory` allocates without end, `nan` returns NaN, `full` meets a full disk.
         fault_at: where: `build`, `load`, or `run`.
         fault_after: calls of `run` that go well before the fault.
     """
 
     scale: float = 1.0
     seconds_per_batch: float = 0.0
-    fault: Literal["error", "exit", "hang", "memory", "nan"] | None = None
+    fault: Literal["error", "exit", "hang", "memory", "nan", "full"] | None = None
     fault_at: Literal["build", "load", "run"] = "run"
     fault_after: int = 0
 
@@ -122,6 +123,8 @@ class FakeSession:
 def _misbehave(script: FakeScript) -> None:
     if script.fault == "error":
         raise EngineError("The fake engine failed, as its script says.")
+    if script.fault == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if script.fault == "exit":
         os._exit(41)
     if script.fault == "hang":

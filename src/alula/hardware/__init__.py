@@ -5,6 +5,7 @@ Nothing here raises because of what such a file says: what cannot be read counts
 """
 
 from alula.hardware.cpu import Cpu, Int8Class, bf16_is_native, int8_class, read_cpu
+from alula.hardware.disk import disk_full, free_bytes, is_full, writing
 from alula.hardware.disturbance import Disturbance, describe_disturbance, take_snapshot
 from alula.hardware.findings import doctor_findings
 from alula.hardware.fingerprints import Fingerprint, differences, fingerprint, int8_is_safe_here
@@ -20,13 +21,17 @@ __all__ = [
     "bf16_is_native",
     "describe_disturbance",
     "differences",
+    "disk_full",
     "doctor_findings",
     "fingerprint",
+    "free_bytes",
     "int8_class",
     "int8_is_safe_here",
+    "is_full",
     "read_cpu",
     "read_limits",
     "read_memory",
     "take_snapshot",
     "thread_budget",
+    "writing",
 ]

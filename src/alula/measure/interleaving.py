@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from alula.errors import AlulaError, MeasurementError
+from alula.errors import AlulaError, DiskFullError, MeasurementError
 from alula.measure.rounds import Round
 
 __all__ = ["Interleaved", "interleave"]
@@ -52,6 +52,7 @@ def interleave(
 
     Raises:
         AlulaError: the error of the last contender, when none is left.
+        DiskFullError: the disk is full, for whichever contender.
         MeasurementError: there is no contender, or fewer than one round was asked for.
     """
     if not contenders or rounds < 1:
@@ -67,6 +68,8 @@ def interleave(
                 continue
             try:
                 finished = contenders[name](seconds)
+            except DiskFullError:
+                raise
             except AlulaError as error:
                 if len(done) == 1:
                     raise

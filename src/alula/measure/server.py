@@ -6,7 +6,7 @@ import heapq
 import math
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, final
 
 import msgspec
@@ -51,6 +51,18 @@ _TRIES = 3
 _LONGEST = 5.0
 # A queue that grows by 5 % of the time reaches the limit within a trial of so many limits.
 _LIMITS_PER_TRIAL = 20
+# How a budget is divided: a confirmation gets half of it, the search so many equal trials of another part;
+# what is left is for a confirmation that has to be repeated lower.
+_CONFIRMED_SHARE = 0.5
+_SEARCHED_SHARE = 0.4
+_TRIALS_IN_BUDGET = 10
+# No trial of a budget lasts longer than this share of it, however few queries come in that time.
+_LONGEST_SHARE = 0.25
+# But so many are waited for in any case: of fewer, the slowest says nothing.
+_FEWEST_QUERIES = 50
+# From the highest rate down by this, its square, its fourth power and so on: a budget has no time to begin
+# low, where queries are few and trials long. What is too high ends early.
+_STEP_DOWN = 0.8
 
 
 class ServerRound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -532,6 +544,7 @@ def highest_rate(
     seconds: float = 10.0,
     confirm_s: float = 60.0,
     min_queries: int = 500,
+    budget_s: float | None = None,
     seed: int = 0,
     on_trial: Callable[[ServerTrial], None] | None = None,
 ) -> ServerRate:
@@ -553,6 +566,9 @@ def highest_rate(
     It takes about log2(log(high_per_s / low_per_s) / tolerance) rates of the search, for `seconds` to three
     times that, and mostly two to four rounds of confirmation.
 
+    With a budget, trials and confirmation are shortened to fit, and the search ends when its part is used up,
+    with the best rate that passed. What the result then lacks in certainty is said in its warnings.
+
     Args:
         trial: serves at a rate.
         p99_limit_s: the limit of the 99th percentile of latency.
@@ -563,6 +579,7 @@ def highest_rate(
         seconds: of a trial; at least 20 limits and `min_queries` are waited for, and at most 900,000 queries.
         confirm_s: of the confirmation; the same holds.
         min_queries: expected in any round; p99 has no interval below 368.
+        budget_s: time for all rounds, kept as long as there is a rate that passes; None: as long as it takes.
         seed: of the first trial; each takes the next.
         on_trial: called after each.
 
@@ -583,11 +600,21 @@ def highest_rate(
             "above 0, and a margin of at least 0 and below 1."
         )
     trials: list[ServerTrial] = []
+    wanted_s = confirm_s
+    if budget_s is not None:
+        confirm_s = min(confirm_s, _CONFIRMED_SHARE * budget_s)
+        seconds = min(seconds, _SEARCHED_SHARE * budget_s / _TRIALS_IN_BUDGET)
+
+    def left_s() -> float:
+        return math.inf if budget_s is None else budget_s - sum(one.seconds for one in trials)
 
     def attempt(
         rate_per_s: float, shortest_s: float, purpose: Literal["search", "confirmation"]
     ) -> ServerRound:
         lasting_s = max(shortest_s, min_queries / rate_per_s, _LIMITS_PER_TRIAL * p99_limit_s)
+        if budget_s is not None:
+            lasting_s = min(lasting_s, max(shortest_s, _LONGEST_SHARE * budget_s))
+            lasting_s = max(lasting_s, _FEWEST_QUERIES / rate_per_s)
         found = trial(
             rate_per_s=rate_per_s,
             seconds=min(lasting_s, 0.9 * MAX_QUERIES / rate_per_s),
@@ -620,9 +647,22 @@ def highest_rate(
             majority = _TRIES // 2 + 1
             if met == majority or tried - met == majority:
                 break
+            if not may_go_on():
+                return 2 * met > tried
         return met > _TRIES // 2
 
-    rate_per_s = _bisected(passes, low=low_per_s, high=high_per_s, tolerance=tolerance)
+    def may_go_on() -> bool:
+        longest_s = max((one.seconds for one in trials), default=seconds)
+        return left_s() >= confirm_s + longest_s
+
+    rate_per_s = _bisected(
+        passes,
+        low=low_per_s,
+        high=high_per_s,
+        tolerance=tolerance,
+        first=() if budget_s is None else tuple(_steps_down(low_per_s, high_per_s)),
+        may_go_on=may_go_on,
+    )
     if rate_per_s is None:
         raise MeasurementError(
             f"Even at a rate of {low_per_s:g} per second the 99th percentile of latency is "
@@ -630,12 +670,15 @@ def highest_rate(
             "latency, or try a lower rate if single queries are fast enough."
         )
     while True:
-        confirmation = attempt(rate_per_s, confirm_s, "confirmation")
+        confirmation = attempt(rate_per_s, _fitting(confirm_s, left_s()), "confirmation")
         if not confirmation.surely_meets(p99_limit_s):
             again_s = confirm_s * _longer(confirmation, p99_limit_s)
-            confirmation = attempt(rate_per_s, again_s, "confirmation")
+            if left_s() >= again_s:
+                confirmation = attempt(rate_per_s, again_s, "confirmation")
         if confirmation.surely_meets(p99_limit_s):
             break
+        if confirmation.meets(p99_limit_s) and left_s() < confirm_s:
+            break  # no time to be surer, as its interval says
         if rate_per_s <= low_per_s or not margin:
             raise MeasurementError(
                 f"{rate_per_s:g} queries per second passed a short trial, but in a round of "
@@ -644,12 +687,6 @@ def highest_rate(
                 f"{p99_limit_s * 1e3:g} ms. Allow more latency, try a lower rate, or leave the machine alone."
             )
         rate_per_s = max(low_per_s, rate_per_s * (1 - margin))
-    doubts = list(confirmation.warnings)
-    if rate_per_s >= high_per_s:
-        doubts.append(
-            f"the limit was not reached at the highest rate tried, {high_per_s:g} per second: "
-            "higher ones may be possible"
-        )
     return ServerRate(
         per_s=rate_per_s * (1 - margin),
         p99_limit_s=p99_limit_s,
@@ -658,8 +695,34 @@ def highest_rate(
         trials=tuple(trials),
         seconds=sum(one.seconds for one in trials),
         queries=sum(one.queries for one in trials),
-        warnings=tuple(doubts),
+        warnings=_doubts(confirmation, p99_limit_s, wanted_s=wanted_s, high_per_s=high_per_s),
     )
+
+
+def _doubts(
+    confirmation: ServerRound, p99_limit_s: float, *, wanted_s: float, high_per_s: float
+) -> tuple[str, ...]:
+    """Return what makes a confirmation doubtful, in words."""
+    doubts = list(confirmation.warnings)
+    if confirmation.seconds < wanted_s:
+        doubts.append(
+            f"for lack of time the rate was held for {confirmation.seconds:.3g} s, not for {wanted_s:g} s"
+        )
+    if not confirmation.surely_meets(p99_limit_s):
+        doubts.append(
+            f"p99 met the limit as measured, but its interval does not show that it does: {confirmation.p99}"
+        )
+    if confirmation.rate_per_s >= high_per_s:
+        doubts.append(
+            f"the limit was not reached at the highest rate tried, {high_per_s:g} per second: "
+            "higher ones may be possible"
+        )
+    return tuple(doubts)
+
+
+def _fitting(confirm_s: float, left_s: float) -> float:
+    """Return how long a confirmation lasts: as long as it should, or what is left, but a quarter at least."""
+    return min(confirm_s, max(left_s, confirm_s / 4))
 
 
 def _longer(found: ServerRound, p99_limit_s: float) -> float:
@@ -671,22 +734,63 @@ def _longer(found: ServerRound, p99_limit_s: float) -> float:
     return min(max(1.5 * queries_needed(0.99) / counted, 1.0), _LONGEST)
 
 
-def _bisected(passes: Callable[[float], bool], *, low: float, high: float, tolerance: float) -> float | None:
+def _steps_down(low: float, high: float) -> Iterator[float]:
+    """Yield rates between two, downwards, in steps that grow.
+
+    >>> [round(rate) for rate in _steps_down(2.0, 100.0)]
+    [80, 64, 41, 17, 3]
+    """
+    rate, power = high * _STEP_DOWN, 1
+    while rate > low:
+        yield rate
+        power *= 2
+        rate = high * _STEP_DOWN**power
+
+
+def _bisected(
+    passes: Callable[[float], bool],
+    *,
+    low: float,
+    high: float,
+    tolerance: float,
+    first: Sequence[float],
+    may_go_on: Callable[[], bool],
+) -> float | None:
     """Return a rate that passes, with one that failed twice at most `tolerance` above it; None if all fail.
 
     A disturbance that fails a rate would keep the search below it for good. So the lowest rate that failed
     is asked once more at the end, and if it passes, the search goes on between it and the next higher one.
+    When it may not go on, the best rate that passed is returned; it goes on until one does.
+
+    Args:
+        passes: asks for a rate.
+        low: is asked for only when all others failed.
+        high: is asked for first.
+        tolerance: a share.
+        first: rates between the two, downwards, to be asked for until one passes; then the range is halved.
+        may_go_on: whether there is time for another rate.
     """
     if passes(high):
         return high
     bottom, failed = low, [high]
-    while failed:
-        while failed[-1] > low * (1 + tolerance):
+
+    def goes_on() -> bool:
+        return low <= bottom or may_go_on()
+
+    for rate in first:
+        if passes(rate):
+            low = rate
+            break
+        failed.append(rate)
+    while failed and goes_on():
+        while failed[-1] > low * (1 + tolerance) and goes_on():
             middle = math.sqrt(low * failed[-1])
             if passes(middle):
                 low = middle
             else:
                 failed.append(middle)
+        if not may_go_on():
+            break
         again = failed.pop()
         if not passes(again):
             break

@@ -420,8 +420,7 @@ def _left_over(found: Sequence[Problem]) -> list[Element]:
         names: list[Node] = []
         for one in group:
             names += [", " if names else " ", _name(one.recipe)]
-        reason = text.partition(":")[2].strip()
-        sentence = f"{reason[:1].upper()}{reason[1:]}." if reason else ""
+        sentence = f"{text[:1].upper()}{text[1:]}." if text else ""
         items.append(
             element(
                 "li",

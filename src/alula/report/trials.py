@@ -25,8 +25,6 @@ __all__ = ["Problem", "Row", "Verdict", "problems", "recipe_of", "rows", "screen
 
 Verdict = Literal["chosen", "accepted", "rejected", "failed", "not tried"]
 _ORDER: tuple[Verdict, ...] = ("chosen", "accepted", "rejected", "failed", "not tried")
-# The search's own words for a recipe that was left over when the budget was used up.
-_LEFT_OVER = "not tried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ def verdict_of(outcome: Outcome) -> Verdict:
         case Failed():
             return "failed"
         case Rejected():
-            return "not tried" if outcome.reason.startswith(_LEFT_OVER) else "rejected"
+            return "rejected" if outcome.tried else "not tried"
 
 
 def screened_ratio(outcome: Accepted, content: ReportContent) -> float | None:

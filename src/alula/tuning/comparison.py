@@ -23,9 +23,19 @@ from alula.tuning.messages import (
 )
 from alula.tuning.process import Child, ChildError
 
-__all__ = ["Comparison", "Loss", "compare_speeds", "measure_latency", "measure_round", "measure_server"]
+__all__ = [
+    "Comparison",
+    "Loss",
+    "compare_speeds",
+    "measure_latency",
+    "measure_round",
+    "measure_server",
+    "stream_s",
+]
 
 STREAM_S = 10.0
+LONGEST_STREAM_S = 3 * STREAM_S
+STREAMED = 368  # queries that an interval of p99 takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +147,17 @@ def measure_latency(child: Child, inputs: tuple[str, ...], *, timeout_s: float) 
     Raises:
         ChildError: the child failed.
     """
-    request = StreamRequest(inputs=inputs, seconds=STREAM_S, max_s=3 * STREAM_S)
+    request = StreamRequest(inputs=inputs, seconds=STREAM_S, max_s=LONGEST_STREAM_S)
     return child.ask(request, Streamed, timeout_s=timeout_s).latency
+
+
+def stream_s(call_s: float) -> float:
+    """Return about how long `measure_latency` takes where one sample takes `call_s`.
+
+    >>> stream_s(0.001), stream_s(0.05), stream_s(1.0)
+    (10.0, 18.400000000000002, 30.0)
+    """
+    return min(LONGEST_STREAM_S, max(STREAM_S, STREAMED * call_s))
 
 
 def measure_server(
@@ -148,6 +167,7 @@ def measure_server(
     limit_s: float,
     offline_per_s: float,
     timeout_s: float,
+    budget_s: float | None = None,
     seed: int = 0,
 ) -> ServerRate:
     """Return the highest rate of random arrivals that what a child has loaded serves within a limit of p99.
@@ -158,6 +178,7 @@ def measure_server(
         limit_s: of the 99th percentile of latency.
         offline_per_s: its throughput, which no rate exceeds.
         timeout_s: of a step, beside the length of a trial.
+        budget_s: for all trials; None: as long as they take.
         seed: of the arrivals.
 
     Raises:
@@ -176,5 +197,6 @@ def measure_server(
         p99_limit_s=limit_s,
         low_per_s=offline_per_s / 50,
         high_per_s=offline_per_s,
+        budget_s=budget_s,
         seed=seed,
     )

@@ -31,6 +31,7 @@ from alula.export import largest_difference
 from alula.measure import Clock, Round, throughput
 from alula.tuning.candidates import batch_neighbours, settings_grid
 from alula.tuning.comparison import measure_round
+from alula.tuning.limits import StepLimit
 from alula.tuning.messages import Loaded, LoadRequest, Predicted, PredictRequest
 from alula.tuning.process import Child, ChildError
 from alula.tuning.workshop import StepError, Workshop, file_name
@@ -40,6 +41,8 @@ __all__ = ["ProcessField", "Reference", "predict"]
 # FP32 recipes compute the same function; engines differ by the order of sums and fast exponentials.
 FP32_DIFFERENCE = 1e-3
 ROUNDED = ("fp16-weights",)  # FP32 arithmetic on rounded weights: the metric decides
+WARM_UP_S = 0.5  # of a fast model in a process that has just loaded it
+LOADING_S = 3.0  # and warming up, before any was seen
 SCREENED = 256  # validation samples of the first, rough check
 
 
@@ -49,6 +52,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         candidate: how the model runs fastest as it is.
         per_s: samples per second of that, as screened; for progress only.
+        loading_s: how long it took to load it into a new process.
         n: validation samples compared.
         scores: `.npy` of its first output on them.
         golden: `.npy` files of a few real inputs.
@@ -57,6 +61,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     candidate: Candidate
     per_s: float
+    loading_s: float
     n: int
     scores: str
     golden: tuple[str, ...]
@@ -78,7 +83,7 @@ class ProcessField:
         latency_limit_s: of p99 in the server scenario; a candidate whose batches take more than half of it
             is out.
         seed: of the bootstrap.
-        timeout_s: gives the seconds that a step may take now.
+        limit: gives the seconds that a step may take now.
         record: gets every outcome as it is known.
         earlier: the outcomes of an interrupted search with the same workshop folder.
         report: gets lines of text about what is being done.
@@ -98,7 +103,7 @@ class ProcessField:
         scenario: Scenario,
         latency_limit_s: float | None,
         seed: int,
-        timeout_s: Callable[[], float],
+        limit: StepLimit,
         record: Callable[[Outcome], None],
         earlier: Iterable[Outcome],
         report: Callable[[str], None],
@@ -115,7 +120,7 @@ class ProcessField:
         self._scenario = scenario
         self._latency_limit_s = latency_limit_s
         self._seed = seed
-        self._timeout_s = timeout_s
+        self._limit = limit
         self._record = record
         self._report = report
         self._clock = clock
@@ -126,6 +131,7 @@ class ProcessField:
         self._accuracy: dict[Recipe, Accuracy] = {}
         self._accepted: dict[Candidate, Accepted] = {}
         self._gone: set[Recipe] = set()
+        self._loading_s: dict[Recipe, float] = {}
         self.golden_outputs: dict[Recipe, tuple[str, ...]] = {}
         for outcome in earlier:
             self._remember(outcome)
@@ -139,7 +145,7 @@ class ProcessField:
                 golden = _golden_paths(self._output_folder(recipe), self._workshop.signature)
                 if all(Path(path).is_file() for path in golden):
                     self.golden_outputs[recipe] = golden
-            case Failed(settings=None) | Rejected():
+            case Failed(settings=None) | Rejected(tried=True):
                 self._gone.add(outcome.recipe)
             case _:
                 pass
@@ -181,19 +187,24 @@ class ProcessField:
 
     # What the strategy asks for.
 
-    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
+    def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
         """See `Field.prepare`."""
         if recipe in self._gone:
             return ()
         started_s = self._clock.monotonic()
         self._report(f"trying {recipe}; {self._progress()}")
         grid = settings_grid(self._threads, self._workshop.signature, scenario=self._scenario)
-        try:
-            self._workshop.artifact(recipe)
-            verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
-        except StepError as error:
-            self._fail(recipe, error, seconds=self._clock.monotonic() - started_s)
-            return ()
+        with self._limit.optional(until_s=until_s):
+            try:
+                self._workshop.artifact(recipe)
+                verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
+            except StepError as error:
+                seconds = self._clock.monotonic() - started_s
+                if error.timed_out and self._limit.is_short:
+                    self._leave(recipe, "the budget was used up before it was made and checked", seconds)
+                else:
+                    self._fail(recipe, error, seconds=seconds)
+                return ()
         if isinstance(verdict, Rejected):
             self._reject(verdict)
             return ()
@@ -237,9 +248,9 @@ class ProcessField:
         try:
             self._load(child, candidate)
             try:
-                taken = measure_round(child, self._validation, seconds, timeout_s=self._timeout_s())[0]
+                taken = measure_round(child, self._validation, seconds, timeout_s=self._limit())[0]
             except ChildError as error:
-                raise StepError(str(error), child.reproduce) from error
+                raise StepError.of(error, child.reproduce) from error
             self._check_latency(taken, child)
             return taken
         except StepError as error:
@@ -272,7 +283,11 @@ class ProcessField:
     def skip(self, recipe: Recipe) -> None:
         """See `Field.skip`."""
         if recipe not in self._gone:
-            self._record(Rejected(recipe=recipe, reason="not tried: the budget is used up"))
+            self._leave(recipe, "the budget is used up")
+
+    def loading_s(self, recipe: Recipe) -> float:
+        """See `Field.loading_s`."""
+        return self._loading_s.get(recipe, max(self._loading_s.values(), default=LOADING_S))
 
     def accept(self, candidate: Candidate) -> bool:
         """See `Field.accept`."""
@@ -338,11 +353,15 @@ class ProcessField:
             signature=self._workshop.signature,
             settings=candidate.settings,
         )
+        started_s = self._clock.monotonic()
         try:
-            child.ask(request, Loaded, timeout_s=self._timeout_s())
+            child.ask(request, Loaded, timeout_s=self._limit())
         except ChildError as error:
-            raise StepError(str(error), child.reproduce) from error
+            raise StepError.of(error, child.reproduce) from error
         self._loaded[child] = candidate
+        # The longest is that into a new process, which imports the engine first.
+        took_s = self._clock.monotonic() - started_s + WARM_UP_S
+        self._loading_s[candidate.recipe] = max(took_s, self._loading_s.get(candidate.recipe, 0.0))
 
     def _judge(self, candidate: Candidate, n: int) -> Accuracy | Rejected:
         """Compare the recipe's outputs on the first n validation samples with the baseline's."""
@@ -357,10 +376,10 @@ class ProcessField:
                 validation=self._validation,
                 golden=self._reference.golden,
                 n=n,
-                timeout_s=self._timeout_s,
+                timeout_s=self._limit,
             )
         except ChildError as error:
-            raise StepError(str(error), child.reproduce) from error
+            raise StepError.of(error, child.reproduce) from error
         self.golden_outputs[recipe] = golden
         if recipe.precision == "fp32" and recipe.variant not in ROUNDED:
             difference = largest_difference(
@@ -398,6 +417,10 @@ class ProcessField:
     def _fail(self, recipe: Recipe, error: StepError, *, seconds: float = 0.0) -> None:
         self._gone.add(recipe)
         self._record(Failed(recipe=recipe, error=str(error), reproduce=error.reproduce, seconds=seconds))
+
+    def _leave(self, recipe: Recipe, reason: str, seconds: float = 0.0) -> None:
+        self._gone.add(recipe)
+        self._record(Rejected(recipe=recipe, reason=reason, seconds=seconds, tried=False))
 
     def _reject(self, verdict: Rejected) -> None:
         self._gone.add(verdict.recipe)

@@ -10,6 +10,7 @@ import msgspec
 
 from alula.core import Outcome
 from alula.errors import BundleError
+from alula.hardware import writing
 
 __all__ = ["Journal", "read_journal"]
 
@@ -22,18 +23,27 @@ class Journal:
 
     Raises:
         BundleError: a line of it is no outcome.
+        DiskFullError: there is no space for a new one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._encoder = msgspec.json.Encoder()
-        self.earlier: tuple[Outcome, ...] = tuple(read_journal(path)) if path.exists() else ()
-        # A half-written last line goes, and with it nothing that was known.
-        path.write_bytes(b"".join(self._encoder.encode(outcome) + b"\n" for outcome in self.earlier))
+        with writing("the journal of the search", path):
+            path.touch()
+        self.earlier: tuple[Outcome, ...] = tuple(read_journal(path))
+        # A half-written last line goes, and with it nothing that was known. Shortening takes no space: what
+        # is written anew would be lost on a full disk.
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
     def append(self, outcome: Outcome) -> None:
-        """Write one outcome."""
-        with self.path.open("ab") as file:
+        """Write one outcome.
+
+        Raises:
+            DiskFullError: there is no space for it.
+        """
+        with writing("the journal of the search", self.path), self.path.open("ab") as file:
             file.write(self._encoder.encode(outcome) + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ __all__ = [
     "Counted",
     "DescribeRequest",
     "Described",
+    "DiskFull",
     "ExportRequest",
     "LoadModelRequest",
     "LoadRequest",
@@ -197,6 +198,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     error: str
 
 
+class DiskFull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """The request failed because there was no space left at `path`; the child stays usable."""
+
+    path: str
+    free_bytes: int
+
+
 Request = (
     DescribeRequest
     | ExportRequest
@@ -211,5 +219,15 @@ Request = (
     | ServeRequest
 )
 Reply = (
-    Described | Counted | PeaksMeasured | Built | Loaded | Predicted | Measured | Streamed | Served | Problem
+    Described
+    | Counted
+    | PeaksMeasured
+    | Built
+    | Loaded
+    | Predicted
+    | Measured
+    | Streamed
+    | Served
+    | Problem
+    | DiskFull
 )

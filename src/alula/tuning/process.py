@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,17 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from alula.errors import EngineError
-from alula.tuning.messages import Problem, Reply, Request
+from alula.errors import DiskFullError, EngineError
+from alula.hardware import free_bytes, is_full, writing
+from alula.tuning.messages import (
+    BuildRequest,
+    DiskFull,
+    ExportRequest,
+    PredictRequest,
+    Problem,
+    Reply,
+    Request,
+)
 
 __all__ = ["Child", "ChildError"]
 
@@ -36,11 +46,13 @@ class ChildError(EngineError):
         message: one readable line.
         died: whether the process ended by itself or by somebody else's signal, so that a second try
             may go better.
+        timed_out: whether it was stopped because its time was over.
     """
 
-    def __init__(self, message: str, *, died: bool = False) -> None:
+    def __init__(self, message: str, *, died: bool = False, timed_out: bool = False) -> None:
         super().__init__(message)
         self.died = died
+        self.timed_out = timed_out
 
 
 class Child:
@@ -63,9 +75,11 @@ class Child:
         memory_limit_bytes: int,
         command: Sequence[str] = WORKER,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._requests = (folder / f"{name}.jsonl").open("ab")
-        self._log = (folder / f"{name}.log").open("ab")
+        with writing("the log of a child process", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._requests = (folder / f"{name}.jsonl").open("ab")
+            self._log = (folder / f"{name}.log").open("ab")
+        self._folder = folder
         self._memory_limit_bytes = memory_limit_bytes
         self._decoder = msgspec.json.Decoder(Reply)
         self._encoder = msgspec.json.Encoder()
@@ -102,12 +116,25 @@ class Child:
 
         Raises:
             ChildError: it crashed, timed out, used too much memory, or reported a problem.
+            DiskFullError: it met a full disk, or whatever it says, the disk is full.
         """
         if self._requests.closed:
             raise ChildError("The process has ended.")
+        try:
+            return self._asked(request, expected, timeout_s=timeout_s)
+        except ChildError as error:
+            # Native code that cannot write crashes, or gives any reason it likes.
+            for folder in (self._folder, Path(tempfile.gettempdir())):
+                if is_full(folder):
+                    what, path = _written(request, folder)
+                    raise DiskFullError(what, path, free_bytes=free_bytes(path)) from error
+            raise
+
+    def _asked(self, request: Request, expected: type[Answer], *, timeout_s: float) -> Answer:
         line = self._encoder.encode(request) + b"\n"
-        self._requests.write(line)
-        self._requests.flush()
+        with writing("a request to a child process", self.request_file):
+            self._requests.write(line)
+            self._requests.flush()
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line)
@@ -115,6 +142,9 @@ class Child:
         except BrokenPipeError as error:
             raise self._death() from error
         reply = self._decoder.decode(self._read_line(timeout_s))
+        if isinstance(reply, DiskFull):
+            what, _ = _written(request, self._folder)
+            raise DiskFullError(what, reply.path, free_bytes=reply.free_bytes)
         if isinstance(reply, Problem):
             raise ChildError(reply.error)
         if not isinstance(reply, expected):
@@ -146,7 +176,7 @@ class Child:
                     )
                 if time.monotonic() > deadline:
                     self.close()
-                    raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.")
+                    raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
@@ -171,7 +201,9 @@ class Child:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        self._requests.close()
+        # Where the disk is full, closing fails for what could not be written before; that was said already.
+        with contextlib.suppress(OSError):
+            self._requests.close()
         self._log.close()
 
     def __enter__(self) -> Self:
@@ -181,6 +213,19 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _written(request: Request, folder: Path) -> tuple[str, Path]:
+    """Return what a request writes, with its article, and where; `folder` if it writes nothing but logs."""
+    match request:
+        case ExportRequest():
+            return f"the export to {request.target}", Path(request.folder)
+        case BuildRequest():
+            return f"the artifact of {request.recipe}", Path(request.artifact)
+        case PredictRequest():
+            return "the outputs on the validation samples", Path(request.outputs[0]).parent
+        case _:
+            return "what a child process writes", folder
 
 
 def _environment(base: Mapping[str, str], threads: int) -> dict[str, str]:

@@ -7,9 +7,9 @@ goes on with the rest. Only a baseline that cannot run ends it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from alula.core import (
 )
 from alula.errors import MeasurementError
 from alula.graphs import Products
+from alula.hardware import writing
 from alula.measure import (
     Clock,
     Latency,
@@ -46,23 +47,37 @@ from alula.tuning.comparison import (
     measure_latency,
     measure_round,
     measure_server,
+    stream_s,
 )
-from alula.tuning.field import ProcessField, Reference, predict
+from alula.tuning.field import LOADING_S, ProcessField, Reference, predict
+from alula.tuning.files import read_note, save_array, write_note
 from alula.tuning.journal import Journal
+from alula.tuning.limits import StepLimit
 from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest
 from alula.tuning.process import Child, ChildError
 from alula.tuning.strategy import Effort, Strategy
-from alula.tuning.workshop import Workshop, read_note, write_note
+from alula.tuning.workshop import Workshop
 
 __all__ = ["Finalist", "SearchPlan", "SearchResult", "search"]
 
 GOLDEN_SAMPLES = 4
 MIN_CHECKED = 200  # validation samples that are checked however slow the baseline is
 FINALISTS = 3
-LEAST_STEP_S = 30.0  # what a step may take even when the budget is used up
-INTERRUPTED_ROUNDS = 6
-# Loading and warming up a contender of the last comparison.
-LOADING_S = 3.0
+LEAST_ROUND_S = 0.1
+FEW_ROUNDS = 6  # for an interval; of a last comparison that must be short
+CLOSING_SHARE = 1 / 4  # of the budget, for the last comparison at most
+SERVER_SHARE = 0.4  # of the budget, for rates of random arrivals
+SERVER_S = 300.0  # at most, which is enough for two candidates with the full confirmation
+SERVED = 2  # finalists whose rate is measured, where there is time
+SERVED_S = 75.0  # that a second one is worth: less would leave too little for the confirmation
+LEAST_SERVED_S = 10.0
+INTERRUPTED_SERVED_S = 20.0
+BASELINE_SHARE = 1 / 10  # of the budget, for the batch sizes of the baseline
+CHECK_SHARE = 1 / 12  # of the budget, for the check of accuracy of the slowest, the baseline
+LEAST_CHECK_SHARE = 1 / 4  # above which fewer than `MIN_CHECKED` samples have to do
+FEWEST_CHECKED = 50
+# Calls of the baseline for one batch size: two to warm up, and a round of at least one.
+_BASELINE_CALLS = 3
 
 _BASELINE = "baseline"
 
@@ -119,11 +134,16 @@ class SearchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """A candidate in the last comparison: its speed there, and against the baseline's neighbouring rounds."""
+    """A candidate in the last comparison: its speed there, and against the baseline's neighbouring rounds.
+
+    Attributes:
+        server: its rate in the server scenario; None in others, and where there was no time for it.
+    """
 
     accepted: Accepted
     throughput: Throughput
     speedup: Ratio
+    server: ServerRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +153,7 @@ class SearchResult:
     Attributes:
         signature: the model's inputs and outputs.
         baseline: the user's model as it is, and its speed in the last comparison.
-        finalists: the fastest first; the winner, and the best of other recipes.
+        finalists: the best first, by the figure of the scenario; the winner, and those that came close.
         accepted: the best settings of every accepted recipe, the fastest first, as screened.
         artifacts: folder of every recipe that was built.
         golden: `.npy` files of a few real inputs.
@@ -142,7 +162,7 @@ class SearchResult:
         validation_samples: how many of the validation samples were compared.
         stages_s: wall seconds of the parts of the search, by their names, in order.
         latency: of the winner, in the single-stream scenario.
-        server: of the winner, in the server scenario.
+        server: of the winner, in the server scenario; None where it was interrupted before.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
         products: the work of one sample by kind and role of layers; none where it could not be counted.
@@ -208,8 +228,12 @@ class _Search:
         self._on_outcome = on_outcome
         self._clock = clock
         self._deadline_s = clock.monotonic() + plan.budget_s - plan.closing_s
-        self._any_accepted = False
+        self._server_s = min(SERVER_S, SERVER_SHARE * plan.budget_s)
+        self._limit = StepLimit(clock, longest_s=plan.timeout_s)
+        self._interrupted = False
         self._lap_start_s = clock.monotonic()
+        if any(isinstance(outcome, Accepted) for outcome in journal.earlier):
+            self._limit.deadline_s = self._deadline_s
         self._workshop = Workshop(
             plan.source,
             plan.workdir,
@@ -218,7 +242,7 @@ class _Search:
             threads=plan.threads,
             saturating=plan.saturating,
             memory_limit_bytes=plan.memory_limit_bytes,
-            timeout_s=self._timeout_s,
+            timeout_s=self._limit,
             report=report,
         )
 
@@ -236,7 +260,7 @@ class _Search:
             scenario=plan.scenario,
             latency_limit_s=plan.latency_limit_s,
             seed=plan.seed,
-            timeout_s=self._timeout_s,
+            limit=self._limit,
             record=self._record,
             earlier=self._journal.earlier,
             report=self._report,
@@ -244,14 +268,16 @@ class _Search:
         )
         stages_s = {"model and baseline": self._lap_s()}
         with field:
-            chosen, rounds = self._chosen(field)
+            chosen, closing = self._chosen(field, reference)
             field.close()  # nothing may run beside the last comparison
             products = self._workshop.products()
             stages_s["building, checking and timing recipes"] = self._lap_s()
-            final = self._confirm(reference.candidate, [field.accepted(one) for one in chosen], rounds)
+            final = self._confirmed(reference.candidate, [field.accepted(one) for one in chosen], closing)
             accepted = field.best_of_each_recipe()
             stages_s["last comparison"] = self._lap_s()
             golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
+        if plan.scenario == "server":
+            final = self._served(final)
         return SearchResult(
             signature=self._workshop.signature,
             baseline=reference.candidate,
@@ -267,7 +293,7 @@ class _Search:
             validation_samples=reference.n,
             stages_s=stages_s,
             latency=self._latency(final) if plan.scenario == "single-stream" else None,
-            server=self._server(final) if plan.scenario == "server" else None,
+            server=final.finalists[0].server if final.finalists else None,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
             products=products,
@@ -278,36 +304,73 @@ class _Search:
         before_s, self._lap_start_s = self._lap_start_s, self._clock.monotonic()
         return self._lap_start_s - before_s
 
-    def _chosen(self, field: ProcessField) -> tuple[list[Candidate], int]:
-        """Return the candidates of the last comparison and its number of rounds.
+    def _chosen(self, field: ProcessField, reference: Reference) -> tuple[list[Candidate], Closing]:
+        """Return the candidates of the last comparison, and how long it is.
 
         An interrupt ends the search early, with the best that was found until then; a second one ends
         it for good.
         """
-        plan = self._plan
-        effort = Effort(round_s=plan.round_s, look_s=min(Effort.look_s, plan.round_s))
-        strategy = Strategy(field, clock=self._clock, effort=effort)
-        last_s = (FINALISTS + 1) * (plan.final_rounds * plan.round_s + LOADING_S)
+        closing = last_comparison(self._plan)
+        strategy = Strategy(
+            field,
+            clock=self._clock,
+            effort=Effort(
+                look_s=min(Effort.look_s, closing.round_s),
+                round_s=closing.round_s,
+                finalists=closing.finalists,
+            ),
+        )
+
+        def after_s(candidates: Sequence[Candidate]) -> float:
+            return self._after_s(candidates, field, strategy, reference, closing)
+
+        def is_late(candidates: Sequence[Candidate]) -> bool:
+            return self._clock.monotonic() + after_s(candidates) > self._deadline_s
+
         try:
-            standings = strategy.run(plan.recipes, deadline_s=self._deadline_s - last_s)
-            return [one.candidate for one in standings[:FINALISTS]], plan.final_rounds
+            standings = strategy.run(self._plan.recipes, deadline_s=self._deadline_s, after_s=after_s)
+            chosen = [one.candidate for one in standings]
+            while len(chosen) > 1 and is_late(chosen):
+                chosen.pop()
+            return chosen, closing.shortened(halved=True) if is_late(chosen) else closing
         except KeyboardInterrupt:
             if not strategy.best_so_far():
                 raise
-            self._report("interrupted: finishing with the best found so far; interrupt again to stop at once")
+            self._interrupt()
             # A child that was interrupted in the middle of an answer cannot be asked again.
             field.close()
             for candidate in strategy.best_so_far():
                 if field.accept(candidate):
-                    return [candidate], min(INTERRUPTED_ROUNDS, plan.final_rounds)
+                    return [candidate], closing.shortened()
             raise
 
-    def _timeout_s(self) -> float:
-        """Return what a step may take: the rest of the budget, once there is something to fall back on."""
-        if not self._any_accepted:
-            return self._plan.timeout_s
-        left_s = self._deadline_s - self._clock.monotonic()
-        return min(self._plan.timeout_s, max(LEAST_STEP_S, left_s))
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self._report("interrupted: finishing with the best found so far; interrupt again to stop at once")
+
+    def _after_s(
+        self,
+        candidates: Sequence[Candidate],
+        field: ProcessField,
+        strategy: Strategy,
+        reference: Reference,
+        closing: Closing,
+    ) -> float:
+        """Return about how long everything takes that follows the race, with these finalists."""
+        plan = self._plan
+        baseline_call_s = reference.candidate.settings.batch_size / reference.per_s
+        contenders = [(reference.loading_s, baseline_call_s)]
+        contenders += [(field.loading_s(one.recipe), strategy.call_s(one)) for one in candidates]
+        # A call that is under way when a round's time is over is finished.
+        seconds = sum(
+            loading_s + closing.rounds * (closing.round_s + call_s / 2) for loading_s, call_s in contenders
+        )
+        if plan.scenario == "single-stream" and candidates:
+            best = candidates[0]
+            seconds += field.loading_s(best.recipe) + stream_s(strategy.call_s(best))
+        if plan.scenario == "server":
+            seconds += self._server_s
+        return seconds
 
     # The baseline is asked twice if its process dies: all else rests on it.
 
@@ -325,15 +388,20 @@ class _Search:
         recipe = Recipe("onnxruntime" if plan.source.kind == "onnx" else "torch", "fp32")
 
         def measure(child: Child) -> Reference:
+            started_s = loaded_s = self._clock.monotonic()
             speeds: list[float] = []
             for settings in grid:
+                ahead_s = settings.batch_size * _BASELINE_CALLS / max(speeds) if speeds else 0.0
+                spent_s = self._clock.monotonic() - started_s
+                if speeds and spent_s + ahead_s > BASELINE_SHARE * plan.budget_s:
+                    break
                 self._load_baseline(child, Candidate(recipe, settings))
+                if not speeds:
+                    loaded_s = self._clock.monotonic()
                 speeds.append(self._measure(child).per_s)
             best = Candidate(recipe, grid[int(np.argmax(speeds))])
-            # The check of accuracy takes at most a twelfth of the budget for the slowest, the baseline.
-            affordable = int(max(speeds) * plan.budget_s / 12)
             total = len(np.load(plan.validation[0], mmap_mode="r"))
-            n = min(total, max(MIN_CHECKED, affordable))
+            n = min(total, samples_checked(max(speeds), plan.budget_s))
             self._load_baseline(child, best)
             scores, outputs = predict(
                 child,
@@ -342,11 +410,12 @@ class _Search:
                 validation=plan.validation,
                 golden=golden,
                 n=n,
-                timeout_s=self._timeout_s,
+                timeout_s=self._limit,
             )
             return Reference(
                 candidate=best,
                 per_s=max(speeds),
+                loading_s=loaded_s - started_s,
                 n=n,
                 scores=scores,
                 golden=golden,
@@ -365,11 +434,12 @@ class _Search:
 
     def _write_golden(self) -> tuple[str, ...]:
         folder = self._plan.workdir / "golden"
-        folder.mkdir(exist_ok=True)
+        with writing("a few real inputs", folder):
+            folder.mkdir(exist_ok=True)
         paths = []
         for index, path in enumerate(self._plan.validation):
             golden = folder / f"input_{index}.npy"
-            np.save(golden, np.load(path, mmap_mode="r")[:GOLDEN_SAMPLES])
+            save_array(golden, np.load(path, mmap_mode="r")[:GOLDEN_SAMPLES], what="a few real inputs")
             paths.append(str(golden))
         return tuple(paths)
 
@@ -394,7 +464,17 @@ class _Search:
 
     # The last comparison.
 
-    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], rounds: int) -> _Final:
+    def _confirmed(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
+        """Return the last comparison; after an interrupt, a short one of the best alone."""
+        try:
+            return self._confirm(baseline, chosen, closing)
+        except KeyboardInterrupt:
+            if self._interrupted or not chosen:
+                raise
+            self._interrupt()
+            return self._confirm(baseline, chosen[:1], closing.shortened())
+
+    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
         """Measure the baseline and the best candidates in turn, each in its own living process."""
         plan = self._plan
         self._report("confirming the best in interleaved rounds")
@@ -408,12 +488,12 @@ class _Search:
             folder=plan.workdir / "logs",
             threads=plan.threads,
             memory_limit_bytes=plan.memory_limit_bytes,
-            rounds=rounds,
-            round_s=plan.round_s,
+            rounds=closing.rounds,
+            round_s=closing.round_s,
             timeout_s=plan.timeout_s,
             seed=plan.seed,
         )
-        reference = self._baseline_rounds(comparison, baseline, rounds)
+        reference = self._baseline_rounds(comparison, baseline, closing)
         for key, loss in comparison.losses.items():
             if key in by_key:
                 candidate = by_key[key].candidate
@@ -429,7 +509,7 @@ class _Search:
         finalists = [
             Finalist(
                 accepted=by_key[key],
-                throughput=throughput(items, warnings=stability_warnings(items, asked=rounds)),
+                throughput=throughput(items, warnings=stability_warnings(items, asked=closing.rounds)),
                 speedup=ratio(
                     [item.per_s for item in items],
                     baseline_per_s,
@@ -442,19 +522,19 @@ class _Search:
         ]
         finalists.sort(key=lambda finalist: -finalist.throughput.per_s)
         return _Final(
-            baseline=throughput(reference, warnings=stability_warnings(reference, asked=rounds)),
+            baseline=throughput(reference, warnings=stability_warnings(reference, asked=closing.rounds)),
             finalists=tuple(finalists),
             warnings=comparison.warnings,
         )
 
-    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, rounds: int) -> list[Round]:
+    def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, closing: Closing) -> list[Round]:
         """Return the baseline's rounds of the comparison, or of a second try of its own."""
         if _BASELINE in comparison.rounds:
             return comparison.rounds[_BASELINE]
 
         def measure(child: Child) -> list[Round]:
             self._load_baseline(child, baseline)
-            return [self._measure(child) for _ in range(rounds)]
+            return [self._measure(child) for _ in range(closing.rounds)]
 
         try:
             return self._workshop.with_second_try("baseline-last", measure)
@@ -469,52 +549,142 @@ class _Search:
             settings=candidate.settings,
         )
 
-    # The scenarios whose figure is no throughput, on the winner alone.
+    # The scenarios whose figure is no throughput.
 
-    def _with_winner(self, final: _Final, ask: Callable[[Child], Answer]) -> Answer | None:
-        if not final.finalists:
-            return None
-        request = self._load_request(final.finalists[0].accepted.candidate)
+    def _with(self, finalist: Finalist, name: str, ask: Callable[[Child], Answer]) -> Answer:
+        """Return what is asked of a process that has loaded a finalist.
+
+        Raises:
+            MeasurementError: it failed.
+        """
+        request = self._load_request(finalist.accepted.candidate)
 
         def loaded(child: Child) -> Answer:
             child.ask(request, Loaded, timeout_s=self._plan.timeout_s)
             return ask(child)
 
         try:
-            return self._workshop.with_second_try("scenario", loaded)
+            return self._workshop.with_second_try(name, loaded)
         except ChildError as error:
             raise MeasurementError(
-                f"The winner failed in the {self._plan.scenario} scenario: {error}"
+                f"{finalist.accepted.candidate} failed in the {self._plan.scenario} scenario: {error}"
             ) from error
 
     def _latency(self, final: _Final) -> Latency | None:
         plan = self._plan
+        if not final.finalists:
+            return None
         self._report("measuring the latency of single samples")
-        return self._with_winner(
-            final, lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s)
+        return self._with(
+            final.finalists[0],
+            "scenario",
+            lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
         )
 
-    def _server(self, final: _Final) -> ServerRate | None:
+    def _served(self, final: _Final) -> _Final:
+        """Return the finalists with the rates of the best, as many as there is time for, and in their order.
+
+        Raises:
+            MeasurementError: none of those that were measured holds any rate.
+        """
+        served: list[Finalist] = []
+        failures: list[MeasurementError] = []
+        left = list(final.finalists)
+        try:
+            while left and len(served) + len(failures) < SERVED:
+                left_s = self._deadline_s - self._clock.monotonic()
+                if served and left_s < SERVED_S:
+                    break
+                shared = len(left) > 1 and not served and not failures and left_s >= SERVED * SERVED_S
+                budget_s = left_s / SERVED if shared else left_s
+                if self._interrupted:
+                    budget_s = min(budget_s, INTERRUPTED_SERVED_S)
+                finalist = left.pop(0)
+                try:
+                    rate = self._rate(finalist, budget_s=max(LEAST_SERVED_S, budget_s))
+                except MeasurementError as error:
+                    failures.append(error)
+                else:
+                    served.append(replace(finalist, server=rate))
+        except KeyboardInterrupt:
+            if self._interrupted:
+                raise
+            self._interrupt()
+            measured = [one.accepted.candidate for one in served]
+            left = [one for one in final.finalists if one.accepted.candidate not in measured]
+        else:
+            if failures and not served:
+                raise failures[0]
+        served.sort(key=lambda one: -one.server.per_s if one.server else 0.0)
+        return replace(final, finalists=(*served, *left))
+
+    def _rate(self, finalist: Finalist, *, budget_s: float) -> ServerRate:
         plan, limit_s = self._plan, self._plan.latency_limit_s
         assert limit_s is not None
-        self._report(f"looking for the highest rate with p99 under {1e3 * limit_s:.3g} ms")
+        self._report(
+            f"looking for the highest rate of {finalist.accepted.candidate} with p99 under "
+            f"{1e3 * limit_s:.3g} ms, for about {budget_s:.0f} s"
+        )
 
         def ask(child: Child) -> ServerRate:
             return measure_server(
                 child,
                 plan.validation,
                 limit_s=limit_s,
-                offline_per_s=final.finalists[0].throughput.per_s,
+                offline_per_s=finalist.throughput.per_s,
                 timeout_s=plan.timeout_s,
+                budget_s=budget_s,
                 seed=plan.seed,
             )
 
-        return self._with_winner(final, ask)
+        return self._with(finalist, "scenario", ask)
 
     def _record(self, outcome: Outcome) -> None:
         self._journal.append(outcome)
-        self._any_accepted = self._any_accepted or isinstance(outcome, Accepted)
+        if isinstance(outcome, Accepted):  # from now on there is something to fall back on
+            self._limit.deadline_s = self._deadline_s
         self._on_outcome(outcome)
+
+
+class Closing(NamedTuple):
+    """The last comparison: at most so many finalists, and the rounds of each."""
+
+    finalists: int
+    rounds: int
+    round_s: float
+
+    def shortened(self, *, halved: bool = False) -> Closing:
+        """Return one of fewer rounds, halved in length too if asked for; enough for an interval."""
+        round_s = max(min(self.round_s, LEAST_ROUND_S), self.round_s / 2) if halved else self.round_s
+        return Closing(self.finalists, min(FEW_ROUNDS, self.rounds), round_s)
+
+
+def last_comparison(plan: SearchPlan) -> Closing:
+    """Return the last comparison that a search can afford.
+
+    The whole one where it takes a quarter of the budget or less; else with fewer finalists, then with fewer
+    rounds, then with shorter ones.
+    """
+    share_s = CLOSING_SHARE * plan.budget_s
+    for finalists in range(FINALISTS, 0, -1):
+        if (finalists + 1) * (plan.final_rounds * plan.round_s + LOADING_S) <= share_s:
+            return Closing(finalists, plan.final_rounds, plan.round_s)
+    few = min(FEW_ROUNDS, plan.final_rounds)
+    return Closing(1, few, min(plan.round_s, max(LEAST_ROUND_S, share_s / (2 * few))))
+
+
+def samples_checked(baseline_per_s: float, budget_s: float) -> int:
+    """Return on how many validation samples accuracy is checked, so that it leaves time for the rest.
+
+    As many as the baseline computes in a twelfth of the budget; 200 where that is fewer, unless they would
+    take it a quarter of the budget; 50 at least.
+
+    >>> samples_checked(100.0, 600.0), samples_checked(2.0, 600.0), samples_checked(1.0, 60.0)
+    (5000, 200, 50)
+    """
+    affordable = int(baseline_per_s * budget_s * CHECK_SHARE)
+    at_most = int(baseline_per_s * budget_s * LEAST_CHECK_SHARE)
+    return max(affordable, min(MIN_CHECKED, max(FEWEST_CHECKED, at_most)))
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ lies below the leader's is racing after Maron & Moore 1994 (NIPS 6).
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from alula.core import Candidate, Recipe, Settings
-from alula.errors import AlulaError
+from alula.errors import EngineError
 from alula.measure import Clock, Round, ratio
 from alula.measure.statistics import MIN_ROUNDS
 
@@ -31,18 +32,24 @@ __all__ = ["Effort", "Field", "Standing", "Strategy"]
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
 _SURE = 3  # looks, whose median one disturbance cannot move
-_LOADING_S = 2.0  # into a process of its own
+_CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
+_LEAST_LAPS = 2  # forwards and backwards
 _CALM = 0.85  # of the anchor's best: less is a disturbance, more is noise
 
 
 class Field(Protocol):
     """What a strategy can ask for. Every method may take long."""
 
-    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
+    def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
         """Build a recipe and check its accuracy roughly; return its coarse settings, none if it is out.
 
-        Different thread layouts at one batch size come first, then other batch sizes.
+        Different thread layouts at one batch size come first, then other batch sizes. A recipe that is not
+        ready by `until_s` on the clock is given up, as one that there was no time for.
         """
+        ...
+
+    def loading_s(self, recipe: Recipe) -> float:
+        """Return about how long it takes to load a candidate of a recipe into a process of its own."""
         ...
 
     def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
@@ -60,7 +67,7 @@ class Field(Protocol):
         """Return one round; loads the candidate first unless it is held.
 
         Raises:
-            AlulaError: the candidate failed; it is not asked for again.
+            EngineError: the candidate failed; it is not asked for again.
         """
         ...
 
@@ -96,6 +103,7 @@ class Effort:
         closer: at most so many recipes get closer looks.
         tries: at most so often is a look repeated that was disturbed.
         laps: of the race at most.
+        finalists: so many are wanted at the end, if there are as many.
         margin: differences smaller than this are not worth measuring.
     """
 
@@ -109,6 +117,7 @@ class Effort:
     closer: int = 3
     tries: int = 4
     laps: int = 12
+    finalists: int = 3
     margin: float = 0.01
 
 
@@ -140,33 +149,73 @@ class Strategy:
         self._anchor_is_fresh = False  # nothing else was measured since
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
         self._costs_s: list[float] = []
-        self._looks_end_s = 0.0  # set by `run`
+        self._calls_s: dict[Candidate, float] = {}
+        self._right: set[Recipe] = set()
+        self._check_s = _CHECK_S
+        self._started_s = self._deadline_s = 0.0  # set by `run`
+        self._after_s: Callable[[Sequence[Candidate]], float] = _nothing
 
-    def run(self, recipes: Sequence[Recipe], *, deadline_s: float) -> tuple[Standing, ...]:
+    def run(
+        self,
+        recipes: Sequence[Recipe],
+        *,
+        deadline_s: float,
+        after_s: Callable[[Sequence[Candidate]], float] | None = None,
+    ) -> tuple[Standing, ...]:
         """Return accepted candidates, the fastest first; empty when none was accepted.
+
+        Recipes are taken in order as long as one like those before would end in time; then the best are
+        looked at more closely. Time that is left goes to further recipes, which are given up where they do
+        not end in time.
 
         Args:
             recipes: most promising first.
-            deadline_s: the clock's time at which to be done. No recipe is started that would not end in
-                time, going by those before; the first one that works is waited for in any case.
+            deadline_s: the clock's time at which all is done, what comes after included. The first recipe
+                that works is waited for in any case.
+            after_s: gives the seconds that the caller needs when these are the finalists.
         """
-        effort = self._effort
-        race_s = effort.contenders * (effort.laps * effort.round_s / 2 + _LOADING_S)
-        self._looks_end_s = deadline_s - min(race_s, (deadline_s - self._clock.monotonic()) / 4)
+        self._started_s, self._deadline_s = self._clock.monotonic(), deadline_s
+        self._after_s = after_s or _nothing
         left = [recipe for recipe in recipes if not self._know(recipe)]
-        while left and not (self._scores and self._is_late(self._expected_s())):
+        while True:
+            while left and not (self._scores and self._is_late(self._expected_s())):
+                self._take(left.pop(0))
+            self._look_closer()
+            if not left or self._is_late(min(self._costs_s, default=0.0)):
+                break
             self._take(left.pop(0))
-        self._look_closer()
-        standings = self._race(deadline_s)
+        standings = self._race()
         while left and not standings:  # nothing was right so far, and there must be a result
             self._take(left.pop(0))
-            standings = self._race(deadline_s)
+            standings = self._race()
         for recipe in left:
             self._field.skip(recipe)
         return standings
 
+    def call_s(self, candidate: Candidate) -> float:
+        """Return how long one call of a candidate takes, as it was looked at; 0 where that is not known."""
+        return self._calls_s.get(candidate, 0.0)
+
+    def _looks_end_s(self) -> float:
+        """Return when the looks must end, so that there is time for the race and for what follows."""
+        names = self._shortlist()
+        end_s = self._deadline_s - self._after_s(names[: self._effort.finalists])
+        full_s = self._race_s(names, laps=self._effort.laps / 2)  # about half of them drop out on the way
+        least_s = self._race_s(names[: self._effort.finalists], laps=_LEAST_LAPS)
+        return end_s - min(full_s, max(least_s, (end_s - self._started_s) / 4))
+
+    def _race_s(self, names: Sequence[Candidate], *, laps: float) -> float:
+        """Return about how long a race takes, with the checks of accuracy that are still to be made."""
+        unchecked = len({one.recipe for one in names} - self._right)
+        running_s = sum(self._lap_s(one) for one in names) * (laps if len(names) > 1 else 1)
+        return sum(self._field.loading_s(one.recipe) for one in names) + running_s + unchecked * self._check_s
+
+    def _lap_s(self, candidate: Candidate) -> float:
+        # A call that is under way when a round's time is over is finished.
+        return self._effort.round_s + self.call_s(candidate) / 2
+
     def _is_late(self, ahead_s: float = 0.0) -> bool:
-        return self._clock.monotonic() + ahead_s > self._looks_end_s
+        return self._clock.monotonic() + ahead_s > self._looks_end_s()
 
     def _know(self, recipe: Recipe) -> bool:
         """Take over what an earlier search knows of a recipe; return whether that is anything."""
@@ -191,7 +240,7 @@ class Strategy:
     # Looks.
 
     def _look_at(self, recipe: Recipe) -> None:
-        settings = self._field.prepare(recipe)
+        settings = self._field.prepare(recipe, until_s=self._looks_end_s() if self._scores else math.inf)
         if not settings:
             return
         first_batch = settings[0].batch_size
@@ -219,7 +268,7 @@ class Strategy:
         done: set[Recipe] = set()
         while (leader := self._promising(done)) is not None and len(done) < self._effort.closer:
             done.add(leader.recipe)
-            if not self._field.accept(leader):
+            if not self._is_right(leader):
                 self._drop(leader.recipe)
                 done.remove(leader.recipe)
                 continue
@@ -230,11 +279,20 @@ class Strategy:
                     candidate = Candidate(top.recipe, settings)
                     if candidate in self._scores:
                         continue
-                    if self._is_late():
+                    if self._is_late(self._field.loading_s(candidate.recipe)):
                         return
                     self._look([candidate], looks=2)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
                 top = best if best != top and self._scores[best] > before else None
+
+    def _is_right(self, candidate: Candidate) -> bool:
+        if candidate.recipe in self._right:
+            return True
+        started_s = self._clock.monotonic()
+        if self._field.accept(candidate):
+            self._right.add(candidate.recipe)
+        self._check_s = max(self._check_s, self._clock.monotonic() - started_s)
+        return candidate.recipe in self._right
 
     def _promising(self, done: set[Recipe]) -> Candidate | None:
         """Return the best candidate of a recipe that is close to the leader and not done yet."""
@@ -253,10 +311,11 @@ class Strategy:
 
     def _look(self, candidates: Sequence[Candidate], *, looks: int = 1) -> None:
         for candidate in candidates:
-            if self._scores and self._is_late():
+            known = any(one.recipe == candidate.recipe for one in self._scores)
+            if self._scores and self._is_late(self._field.loading_s(candidate.recipe) if known else 0.0):
                 return
             leader_before = self._best()
-            with contextlib.suppress(AlulaError):
+            with contextlib.suppress(EngineError):
                 for _ in range(looks):
                     self._look_once(candidate)
                 # A lead may be the anchor's bad luck, which would make all others look slow from then on.
@@ -270,6 +329,7 @@ class Strategy:
         for attempt in range(self._effort.tries):
             self._refresh_anchor()
             taken = self._field.measure(candidate, self._effort.look_s)
+            self._calls_s[candidate] = statistics.median(taken.calls)
             self._anchor_is_fresh = False
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
@@ -295,7 +355,7 @@ class Strategy:
                 self._field.hold([self._anchor])
             self._anchor_per_s.append(self._field.measure(self._anchor, self._effort.look_s).per_s)
             self._anchor_is_held = True
-        except AlulaError:
+        except EngineError:
             if not self._anchor_per_s:
                 raise
             self._anchor_is_held = False
@@ -306,16 +366,20 @@ class Strategy:
 
     # The race.
 
-    def _race(self, deadline_s: float) -> tuple[Standing, ...]:
+    def _race(self) -> tuple[Standing, ...]:
         """Return the accepted contenders of the race in order; those that were not accepted cost another."""
-        while names := self._shortlist():
-            order = self._raced(self._field.hold(names), deadline_s)
+        while names := self._in_time(self._shortlist()):
+            order = self._raced(self._field.hold(names))
             if not order:  # all of them failed
                 for candidate in names:
                     del self._scores[candidate]
-            right = [one for one in order if self._field.accept(one.candidate)]
+            right: list[Standing] = []
             for standing in order:
-                if standing not in right:
+                if len(right) == self._effort.finalists:
+                    break
+                if self._is_right(standing.candidate):
+                    right.append(standing)
+                else:
                     self._drop(standing.candidate.recipe)
             if right:
                 scale = right[0].relative
@@ -323,6 +387,18 @@ class Strategy:
                     Standing(candidate=one.candidate, relative=one.relative / scale) for one in right
                 )
         return ()
+
+    def _in_time(self, names: list[Candidate]) -> list[Candidate]:
+        """Return as many of the best as can be loaded and compared before the race must end, at least one."""
+        while len(names) > 1:
+            race_s = self._race_s(names, laps=_LEAST_LAPS)
+            if self._clock.monotonic() + race_s <= self._race_end_s(names):
+                break
+            names = names[:-1]
+        return names
+
+    def _race_end_s(self, names: Sequence[Candidate]) -> float:
+        return self._deadline_s - self._after_s(names[: self._effort.finalists])
 
     def _shortlist(self) -> list[Candidate]:
         threshold = self._effort.close * self._best()
@@ -333,17 +409,19 @@ class Strategy:
                 chosen.append(candidate)
         return chosen[: self._effort.contenders]
 
-    def _raced(self, contenders: Sequence[Candidate], deadline_s: float) -> list[Standing]:
+    def _raced(self, contenders: Sequence[Candidate]) -> list[Standing]:
         rates: dict[Candidate, list[float]] = {one: [] for one in contenders}
         alive = list(contenders)
         for lap in range(self._effort.laps):
-            if lap >= 2 and self._clock.monotonic() > deadline_s:
+            ahead_s = sum(self._lap_s(one) for one in alive)
+            ahead_s += self._check_s * len({one.recipe for one in alive} - self._right)
+            if lap >= _LEAST_LAPS and self._clock.monotonic() + ahead_s > self._race_end_s(alive):
                 break
             # Forwards, then backwards: a steady drift within a lap cancels over two laps.
             for candidate in list(alive if lap % 2 == 0 else reversed(alive)):
                 try:
                     rates[candidate].append(self._field.measure(candidate, self._effort.round_s).per_s)
-                except AlulaError:
+                except EngineError:
                     alive.remove(candidate)
                     del rates[candidate]
             alive = self._still_in(alive, rates)
@@ -377,6 +455,10 @@ class Strategy:
         elif laps == 9:
             kept = kept[:2]
         return [one for one in alive if one in kept]
+
+
+def _nothing(candidates: Sequence[Candidate]) -> float:
+    return 0.0
 
 
 def _same_layout(one: Candidate, other: Candidate) -> bool:

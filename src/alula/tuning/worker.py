@@ -11,8 +11,10 @@ import contextlib
 import itertools
 import os
 import queue
+import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +30,11 @@ from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
 from alula.graphs import products_of, read_fx, read_onnx, read_openvino
+from alula.hardware import disk_full
 from alula.measure import Concurrency, serve, single_stream
 from alula.quantization import Material, quantizer_for
 from alula.sources import LoadedModel, Source, load_model
+from alula.tuning.files import save_array
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -38,6 +42,7 @@ from alula.tuning.messages import (
     CountRequest,
     Described,
     DescribeRequest,
+    DiskFull,
     ExportRequest,
     Loaded,
     LoadModelRequest,
@@ -61,6 +66,7 @@ from alula.tuning.roofline import measure_roofline
 __all__ = ["Worker", "main"]
 
 CALIBRATION_BATCH = 8
+SERVED_WARM_UP_S = 4.0  # for all sizes of batch together, beyond two calls of each
 INPUT_CACHE_BYTES = 64 * 2**20  # distinct batches kept for timing: more than any cache, less than a model
 
 
@@ -74,13 +80,19 @@ class Worker:
         self._concurrency: Concurrency | None = None
         self._stack = contextlib.ExitStack()
         self._warm = False
+        self._warm_to_serve = False
         self._batches: tuple[tuple[str, ...], int, list[Arrays]] | None = None
 
     def answer(self, request: Request) -> Reply:
-        """Return the reply to one request; what fails on purpose becomes a `Problem`."""
+        """Return the reply to one request; what fails on purpose is a `Problem`, a full disk `DiskFull`."""
         try:
             return self._carry_out(request)
-        except AlulaError as error:
+        except (AlulaError, OSError) as error:
+            full = disk_full(error, what="it", path=Path(tempfile.gettempdir()))
+            if full is not None:
+                return DiskFull(path=full.path, free_bytes=full.free_bytes)
+            if isinstance(error, OSError):
+                raise
             return Problem(error=str(error))
         except MemoryError:
             return Problem(error="The process ran out of memory.")
@@ -192,7 +204,7 @@ class Worker:
         self._signature = signature
         self._stack.callback(self._session.close)
         self._concurrency = self._stack.enter_context(Concurrency(settings.instances))
-        self._warm = False
+        self._warm = self._warm_to_serve = False
         return Loaded(seconds=time.perf_counter() - started)
 
     def _loaded(self) -> tuple[Session, Concurrency]:
@@ -216,7 +228,7 @@ class Worker:
                 kept.append(output)
         elapsed = time.perf_counter() - started
         for path, parts in zip(request.outputs, collected, strict=True):
-            np.save(path, np.concatenate(parts))
+            save_array(Path(path), np.concatenate(parts))
         return Predicted(n=n, samples_per_s=n / elapsed)
 
     def _measure(self, request: MeasureRequest) -> Measured:
@@ -269,11 +281,16 @@ class Worker:
         def run(instance: int, samples: int) -> None:
             session.run(_first(mine[instance], samples))
 
-        def warm(instance: int) -> int:
-            run(instance, self._settings.batch_size)
-            return self._settings.batch_size
+        if not self._warm_to_serve:
+            # Engines prepare themselves for each size of batch that they meet; in a queue all sizes occur.
+            for size in range(1, self._settings.batch_size + 1):
 
-        self._warm_up(warm, max_s=2.0)
+                def warm(instance: int, size: int = size) -> int:
+                    run(instance, size)
+                    return size
+
+                concurrency.warm_up(warm, max_s=SERVED_WARM_UP_S / self._settings.batch_size)
+            self._warm = self._warm_to_serve = True
         return Served(
             found=serve(
                 run,
@@ -364,7 +381,10 @@ def main() -> None:
             lines.put(line)
         lines.put(b"")
         if from_search:
-            # The search is gone. A request may hang or run for minutes, and nobody will read its reply.
+            # The search is gone. A request may hang or run for minutes, and nobody will read its reply; nor
+            # of what libraries started for it. The search has made this process the leader of a group.
+            if os.getpgrp() == os.getpid():
+                os.killpg(0, signal.SIGKILL)
             os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()

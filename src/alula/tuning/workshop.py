@@ -9,17 +9,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
+from typing import Self, TypeVar
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
 from alula.engines import engine_named
 from alula.errors import EngineError, ModelError
 from alula.export import copy_onnx
 from alula.graphs import Products
+from alula.hardware import writing
 from alula.quantization import quantizer_for
 from alula.sources import Source
+from alula.tuning.files import read_note, write_note
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -31,21 +31,32 @@ from alula.tuning.messages import (
 )
 from alula.tuning.process import Child, ChildError
 
-__all__ = ["StepError", "Workshop", "file_name", "read_note", "write_note"]
+__all__ = ["StepError", "Workshop", "file_name"]
 
 _COUNTABLE: tuple[ExportFormat, ...] = ("onnx", "openvino", "exported")
 COUNT_S = 30.0
 
 Answer = TypeVar("Answer")
-Note = TypeVar("Note", bound=msgspec.Struct)
 
 
 class StepError(EngineError):
-    """A step of a recipe failed: one readable line, and the command that repeats it."""
+    """A step of a recipe failed.
 
-    def __init__(self, message: str, reproduce: str) -> None:
+    Args:
+        message: one readable line.
+        reproduce: the command that repeats it.
+        timed_out: whether it did not end in its time.
+    """
+
+    def __init__(self, message: str, reproduce: str, *, timed_out: bool = False) -> None:
         super().__init__(message)
         self.reproduce = reproduce
+        self.timed_out = timed_out
+
+    @classmethod
+    def of(cls, error: ChildError, reproduce: str) -> Self:
+        """Return what a child's error is for the recipe that it worked on."""
+        return cls(str(error), reproduce, timed_out=error.timed_out)
 
 
 class Workshop:
@@ -143,7 +154,7 @@ class Workshop:
         """Return the folder of an export, made on first use; an empty one for `module`.
 
         Raises:
-            StepError: it cannot be made; said again at every later call.
+            StepError: it cannot be made; said again at every later call unless it took too long.
         """
         if target in self._failures:
             raise self._failures[target]
@@ -151,7 +162,8 @@ class Workshop:
             try:
                 self._exports[target] = self._made_export(target)
             except StepError as error:
-                self._failures[target] = error
+                if not error.timed_out:  # another time there may be more of it
+                    self._failures[target] = error
                 raise
         return self._exports[target]
 
@@ -165,7 +177,8 @@ class Workshop:
         if self.source.kind == "onnx":
             if target != "onnx":
                 raise StepError("It needs a PyTorch module, and the model is an ONNX file.", "")
-            copy_onnx(Path(self.source.spec), folder / ARTIFACT_FILES["onnx"])
+            with writing("the copy of the ONNX file", folder):
+                copy_onnx(Path(self.source.spec), folder / ARTIFACT_FILES["onnx"])
             return folder
         if target == "module":
             return folder
@@ -187,7 +200,7 @@ class Workshop:
         try:
             described = self.with_second_try(f"export-{target}", ask)
         except ChildError as error:
-            raise StepError(str(error), asked[-1]) from error
+            raise StepError.of(error, asked[-1]) from error
         write_note(note, described)
         self.notes += described.notes
         return folder
@@ -248,7 +261,7 @@ class Workshop:
             try:
                 built = child.ask(request, Built, timeout_s=self._timeout_s())
             except ChildError as error:
-                raise StepError(str(error), child.reproduce) from error
+                raise StepError.of(error, child.reproduce) from error
         write_note(note, built)
         return folder
 
@@ -262,23 +275,8 @@ def file_name(recipe: Recipe) -> str:
     return recipe.name.replace("/", "-")
 
 
-def read_note(path: Path, kind: type[Note]) -> Note | None:
-    """Return a note that an earlier search wrote, or None where there is none that can be read."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return None
-
-
-def write_note(path: Path, note: msgspec.Struct) -> None:
-    """Write a note so that it is whole or absent, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_bytes(msgspec.json.encode(note))
-    draft.replace(path)
-
-
 def _emptied(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    with writing("a folder of the search", folder):
+        folder.mkdir(parents=True)

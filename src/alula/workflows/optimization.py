@@ -32,7 +32,7 @@ from alula.bundle import (
 from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Roofline, Scenario
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
-from alula.errors import AccuracyError, BundleError, DataError, UsageError
+from alula.errors import AccuracyError, BundleError, DataError, DiskFullError, UsageError
 from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
@@ -49,6 +49,7 @@ __all__ = ["optimize"]
 MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
 SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
 FOLDER_SECONDS = 8.0
+WRITING_S = 2.0  # the bundle, and loading it
 _DISTRIBUTIONS = (
     "torch",
     "torchao",
@@ -139,12 +140,9 @@ def optimize(
         DataError: the data cannot be used.
         AccuracyError: no recipe could be exported and accepted.
         BundleError: the bundle cannot be written.
+        DiskFullError: there is no space left; the same call goes on where this one stopped.
     """
-    if scenario not in get_args(Scenario):
-        raise UsageError(f"The scenario is `{scenario}`; expected {', '.join(get_args(Scenario))}.")
-    if (scenario == "server") != (latency_limit is not None):
-        raise UsageError("A latency limit belongs to the scenario `server`, and to no other.")
-    latency_limit_s = None if latency_limit is None else parse_duration_s(latency_limit)
+    latency_limit_s = _latency_limit_s(scenario, latency_limit)
     if not max_drop >= 0:
         raise UsageError(f"The largest drop allowed is {max_drop}; expected 0 or more.")
     target = Path(output)
@@ -187,10 +185,7 @@ def optimize(
             source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
         stages_s = {"data": time.monotonic() - started_s}
-        limit_s = time_for_peaks_s(budget_s)
-        roofline = roofline_here(threads=budget_threads, limit_s=limit_s, also=workdir, report=report)
-        if roofline is None and not limit_s:
-            report("the budget is too short to measure the machine's peaks; no shares of them will be known")
+        roofline = _peaks(budget_s, budget_threads, workdir, report)
         stages_s["peaks of the machine"] = time.monotonic() - started_s - stages_s["data"]
         plan = SearchPlan(
             source=source,
@@ -206,7 +201,7 @@ def optimize(
             budget_s=budget_s - (time.monotonic() - started_s),
             scenario=scenario,
             latency_limit_s=latency_limit_s,
-            closing_s=0.0 if samples.kind == "array" else 1.5 * FOLDER_SECONDS,
+            closing_s=WRITING_S + (0.0 if samples.kind == "array" else 2 * FOLDER_SECONDS),
             memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
             seed=seed,
         )
@@ -252,7 +247,7 @@ def optimize(
             machine=machine,
             versions=_versions(),
             notes=result.notes,
-            warnings=(*_warnings(result, winner.accepted, prepared), *doubts(shares)),
+            warnings=(*_warnings(result, winner.accepted, prepared, scenario), *doubts(shares)),
             golden_inputs=tuple(f"input_{index}" for index in range(len(result.golden))),
             files={},
         )
@@ -266,7 +261,24 @@ def optimize(
             replace=replace,
         )
     bundle = _reopen(target, budget_threads)
-    return _with_folder_run(bundle, samples, parts, report)
+    model_s = len(prepared.validation.rows) / len(parts.validation) / winner.throughput.per_s
+    return _with_folder_run(bundle, samples, parts, 1 / (prepared.per_file_s + model_s), report)
+
+
+def _latency_limit_s(scenario: Scenario, limit: str | float | None) -> float | None:
+    if scenario not in get_args(Scenario):
+        raise UsageError(f"The scenario is `{scenario}`; expected {', '.join(get_args(Scenario))}.")
+    if (scenario == "server") != (limit is not None):
+        raise UsageError("A latency limit belongs to the scenario `server`, and to no other.")
+    return None if limit is None else parse_duration_s(limit)
+
+
+def _peaks(budget_s: float, threads: int, workdir: Path, report: Report) -> Roofline | None:
+    limit_s = time_for_peaks_s(budget_s)
+    roofline = roofline_here(threads=threads, limit_s=limit_s, also=workdir, report=report)
+    if roofline is None and not limit_s:
+        report("the budget is too short to measure the machine's peaks; no shares of them will be known")
+    return roofline
 
 
 def _description(given: str | Path | InputDescription | None, samples: Samples) -> InputDescription:
@@ -280,6 +292,7 @@ class _Prepared:
     calibration: Materialized
     validation: Materialized
     targets: NDArray[Any] | None
+    per_file_s: float  # that reading it took
 
 
 def _prepared(
@@ -294,6 +307,7 @@ def _prepared(
     # In random order, so that any first part of the validation samples is a fair subset.
     order = np.random.default_rng(seed)
     made = {}
+    started_s = time.monotonic()
     for name, indices in (("calibration", parts.calibration), ("validation", parts.validation)):
         report(f"preparing {len(indices)} {name} samples")
         made[name] = materialize(
@@ -305,6 +319,7 @@ def _prepared(
             threads=threads,
             max_rows=_max_rows(samples, description),
         )
+    taken_s = time.monotonic() - started_s
     for name, least in (("calibration", 2), ("validation", 2)):
         if len(made[name].rows) < least:
             raise DataError(
@@ -316,6 +331,7 @@ def _prepared(
         calibration=made["calibration"],
         validation=made["validation"],
         targets=None if targets is None else targets[made["validation"].rows],
+        per_file_s=taken_s / (len(parts.calibration) + len(parts.validation)),
     )
 
 
@@ -380,7 +396,12 @@ def _measurements(
     return Measurements(
         scenario=scenario,
         finalists=tuple(
-            FinalRounds(candidate=one.accepted.candidate, throughput=one.throughput, speedup=one.speedup)
+            FinalRounds(
+                candidate=one.accepted.candidate,
+                throughput=one.throughput,
+                speedup=one.speedup,
+                rate_per_s=None if one.server is None else one.server.per_s,
+            )
             for one in result.finalists
         ),
         latency=result.latency,
@@ -391,7 +412,9 @@ def _measurements(
     )
 
 
-def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> tuple[str, ...]:
+def _warnings(
+    result: SearchResult, accepted: Accepted, prepared: _Prepared, scenario: Scenario
+) -> tuple[str, ...]:
     found = [*result.warnings, *accepted.accuracy.warnings, *result.finalists[0].throughput.warnings]
     if result.warnings:
         found.insert(
@@ -405,6 +428,10 @@ def _warnings(result: SearchResult, accepted: Accepted, prepared: _Prepared) -> 
         found.append("no difference in speed to the baseline could be shown")
     elif speedup.median < 1:
         found.append("slower than the baseline: allow more engines, or run the model as it is")
+    if result.server is not None:
+        found += result.server.warnings
+    elif scenario == "server":
+        found.append("the highest rate was not measured: the search was interrupted before")
     problems = [*prepared.calibration.problems, *prepared.validation.problems]
     if problems:
         found.append(f"{len(problems)} samples of the data could not be read, for example: {problems[0]}")
@@ -441,13 +468,24 @@ def _reopen(target: Path, threads: int) -> Bundle:
     return Bundle(target, manifest, running, threads=threads)
 
 
-def _with_folder_run(bundle: Bundle, samples: Samples, parts: Split, report: Report) -> Bundle:
-    """Measure the folder run on the data's own files, as `predict` will do it, and note it in the bundle."""
+def _with_folder_run(
+    bundle: Bundle, samples: Samples, parts: Split, files_per_s: float, report: Report
+) -> Bundle:
+    """Measure the folder run on the data's own files, as `predict` will do it, and note it in the bundle.
+
+    Args:
+        bundle: as written.
+        samples: the data.
+        parts: which of them are for validation.
+        files_per_s: about how many files a second can be read and run.
+        report: gets lines of text about what is being done.
+    """
     if samples.kind == "array" or len(bundle.manifest.signature.inputs) > 1:
         return bundle
     report("measuring the folder run")
     files = [samples.items[index].path for index in parts.validation]
     distinct = list(dict.fromkeys(path for path in files if path is not None))
+    distinct = distinct[: max(1, int(FOLDER_SECONDS * files_per_s))]
     # One pass warms caches and threads and tells how many files fill the time; the second one counts.
     first = run_over_files(bundle, distinct, emit=_ignore, fail=_ignore_failure)
     if not first.samples:
@@ -457,7 +495,11 @@ def _with_folder_run(bundle: Bundle, samples: Samples, parts: Split, report: Rep
     job = run_over_files(bundle, repeated, emit=_ignore, fail=_ignore_failure)
     folder = FolderRun(samples_per_s=job.samples_per_s, samples=job.samples, files=job.tasks_done)
     manifest = msgspec.structs.replace(bundle.manifest, folder=folder)
-    rewrite_manifest(bundle.path, manifest)
+    try:
+        rewrite_manifest(bundle.path, manifest)
+    except DiskFullError as error:
+        # The bundle is whole, and nothing in it depends on this figure.
+        report(f"the folder run is not noted in the bundle. {error}")
     bundle.manifest = manifest
     return bundle
 

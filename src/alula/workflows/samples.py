@@ -241,8 +241,10 @@ class _NpyWriter:
         self._rows += 1
 
     def close(self) -> None:
-        self._write_header()
-        self._file.close()
+        try:
+            self._write_header()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from alula.data import Samples
-from alula.errors import AlulaError, UsageError
+from alula.errors import AlulaError, DiskFullError, UsageError
+from alula.hardware import writing
 from alula.sources import Source
 
 __all__ = ["claimed", "search_folder", "search_key"]
@@ -32,13 +33,17 @@ def search_folder(output: Path, keep: Path | None) -> Iterator[Path]:
 
     Raises:
         UsageError: `keep` exists and is no folder of an earlier search.
+        DiskFullError: the disk became full, and the search goes on from there when it is run again.
     """
     folder = (keep or output.with_name(f"{output.name}.search")).absolute()
     if keep is not None and folder.exists() and not (folder / _KEY_NAME).is_file():
         raise UsageError(f"The folder to keep, {keep}, exists already; give a new one.")
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
+        with writing("the files of the search", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+    except DiskFullError as error:
+        raise DiskFullError(error.what, error.path, free_bytes=error.free_bytes, resumes=True) from error
     except AlulaError:
         if keep is None:
             shutil.rmtree(folder)

@@ -618,6 +618,42 @@ def test_rounds_of_fast_servers_are_kept_short_enough_to_remember():
         highest_rate(trial, p99_limit_s=0.01, low_per_s=1.0, high_per_s=1e6)
 
 
+@pytest.mark.parametrize("budget_s", [12.0, 24.0, 60.0, 120.0, 240.0])
+def test_a_budget_is_kept_and_what_it_finds_holds(known, budget_s):
+    service, truth_per_s = known
+    options = {"p99_limit_s": LIMIT_S, "low_per_s": 2.0, "high_per_s": 100.0, "budget_s": budget_s}
+    ratios, held, seconds = [], 0, []
+    for seed in range(12):
+        found = highest_rate(server(service, seed), seed=seed * 100, **options)
+        seconds.append(found.seconds)
+        ratios.append(found.per_s / truth_per_s)
+        again = server(service, 1000 + seed)(rate_per_s=found.per_s, seconds=60.0, seed=5000 + seed)
+        held += np.quantile(again.latencies_s, 0.99) < LIMIT_S
+        short = found.confirmation.seconds < 60.0
+        assert short == any("for lack of time" in warning for warning in found.warnings)
+    assert max(seconds) <= 1.25 * budget_s
+    assert np.median(seconds) <= 1.05 * budget_s
+    assert np.median(ratios) >= (0.5 if budget_s >= 24.0 else 0.3)
+    assert held >= 11
+
+
+def test_a_budget_of_two_minutes_has_the_whole_confirmation():
+    options = {"p99_limit_s": 0.05, "low_per_s": 2.0, "high_per_s": 100.0}
+    found = highest_rate(server(steady, 0), budget_s=120.0, **options)
+    assert found.confirmation.seconds == 60.0
+    assert found.confirmation.surely_meets(0.05)
+    assert found.per_s == pytest.approx(highest_rate(server(steady, 0), **options).per_s, rel=0.15)
+
+
+def test_a_budget_that_is_far_too_small_still_finds_a_rate_or_says_that_there_is_none():
+    options = {"p99_limit_s": 0.05, "low_per_s": 2.0, "high_per_s": 100.0, "budget_s": 0.5}
+    found = highest_rate(server(steady, 0), **options)
+    assert 2.0 * 0.9 <= found.per_s <= 100.0
+    assert found.warnings
+    with pytest.raises(MeasurementError, match="Even at a rate of 2 per second"):
+        highest_rate(server(lambda *_: 0.1, 0), **options)
+
+
 def test_one_disturbed_trial_does_not_fail_a_rate():
     def trial(*, rate_per_s, seconds, limit_s, seed):
         stall = iter([0.4] if seed == 0 else [])  # strikes the first trial only, and more than 1 % of it

@@ -339,7 +339,7 @@ def test_every_text_is_escaped(sample):
         outcomes=(
             Accepted(candidate=Candidate(recipe, bad), accuracy=accuracy, throughput=speed),
             Rejected(recipe=Recipe(EVIL + "2", "fp32"), reason=EVIL, accuracy=accuracy),
-            Rejected(recipe=Recipe(EVIL + "3", "fp32"), reason=f"not tried: {EVIL}"),
+            Rejected(recipe=Recipe(EVIL + "3", "fp32"), reason=EVIL, tried=False),
             Failed(recipe=Recipe(EVIL + "4", "fp32"), error=EVIL, reproduce=EVIL, settings=bad),
         ),
         machine=Fingerprint(

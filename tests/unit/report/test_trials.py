@@ -107,7 +107,7 @@ def test_a_recipe_is_out_when_the_last_word_about_it_as_a_whole_says_so(content)
     failed = Failed(recipe=PLAIN, error="no export", reproduce="")
     assert row_of(content, PLAIN, failed).verdict == "failed"
     assert row_of(content, PLAIN, early, failed).verdict == "failed"
-    left = Rejected(recipe=PLAIN, reason="not tried: the budget is used up")
+    left = Rejected(recipe=PLAIN, reason="the budget is used up", tried=False)
     assert row_of(content, PLAIN, left).verdict == "not tried"
 
 
@@ -169,4 +169,4 @@ def test_every_outcome_has_a_verdict():
     assert verdict_of(accepted(PLAIN, ONE, 1.0)) == "accepted"
     assert verdict_of(Failed(recipe=PLAIN, error="", reproduce="")) == "failed"
     assert verdict_of(Rejected(recipe=PLAIN, reason="NaN")) == "rejected"
-    assert verdict_of(Rejected(recipe=PLAIN, reason="not tried: no time")) == "not tried"
+    assert verdict_of(Rejected(recipe=PLAIN, reason="no time", tried=False)) == "not tried"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from alula.core import Accepted, Accuracy, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
-from alula.errors import BundleError
+from alula.errors import BundleError, DiskFullError
 from alula.tuning import Journal, read_journal
 
 ACCURACY = Accuracy(
@@ -69,6 +71,28 @@ def test_a_journal_cut_at_any_byte_gives_the_whole_lines_before(journal: Journal
     for end in range(len(content)):
         journal.path.write_bytes(content[:end])
         assert tuple(read_journal(journal.path)) == OUTCOMES[: content[:end].count(b"\n")]
+
+
+def test_a_full_disk_is_said_and_loses_nothing_that_was_known(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(DiskFullError, match="the journal of the search"):
+        patch.setattr(os, "fsync", no_space)
+        journal.append(OUTCOMES[0])
+    with journal.path.open("ab") as file:
+        file.write(b'{"type":"acc')
+    before = journal.path.read_bytes()
+    # Nothing of what is known is written anew, for which there might be no space.
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", no_space)
+        again = Journal(journal.path)
+    assert before.startswith(journal.path.read_bytes())
+    assert again.earlier[: len(OUTCOMES)] == OUTCOMES
+    again.append(OUTCOMES[1])
+    assert tuple(read_journal(journal.path)) == (*again.earlier, OUTCOMES[1])
 
 
 @pytest.mark.parametrize("line", [b"nonsense\n", b'{"type":"won"}\n', b"\xff\xfe\n", b"\n"])

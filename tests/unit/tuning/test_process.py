@@ -18,8 +18,9 @@ from tiny import CLASSES, FEATURES
 
 from alula.core import Recipe, Settings, Signature, TensorSpec
 from alula.engines.fake import FakeScript
+from alula.errors import DiskFullError, EngineError
 from alula.sources import Source
-from alula.tuning import Child, ChildError, LoadRequest
+from alula.tuning import Child, ChildError, LoadRequest, process
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -104,6 +105,43 @@ def test_a_problem_is_reported_and_the_child_stays_usable(child: Child, tmp_path
     child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
 
 
+def build(folder: Path) -> BuildRequest:
+    """Return the request that builds an artifact of the fake engine, which is one file."""
+    return BuildRequest(
+        recipe=Recipe("fake", "fp32"),
+        source=Source(kind="onnx", spec="absent.onnx"),
+        export=str(folder),
+        artifact=str(folder),
+        calibration=(),
+        signature=SIGNATURE,
+        saturating=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NOT COVERED HERE: there is no /dev/full")
+def test_a_child_that_finds_no_space_says_so_and_stays_usable(child: Child, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "fake.json").symlink_to("/dev/full")
+    with pytest.raises(
+        DiskFullError, match=r"^The disk is full: the artifact of fake/fp32 could not be"
+    ) as raised:
+        child.ask(build(artifact), Built, timeout_s=ANSWER_S)
+    assert not isinstance(raised.value, EngineError)  # nothing is wrong with the recipe
+    assert child.alive
+    (artifact / "fake.json").unlink()
+    child.ask(build(artifact), Built, timeout_s=ANSWER_S)
+
+
+def test_a_crash_on_a_full_disk_is_the_disks_fault(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "is_full", lambda folder: True)
+    with pytest.raises(DiskFullError, match="what a child process writes could not be written"):
+        child.ask(scripted(tmp_path / "artifact", fault="exit", fault_at="load"), Loaded, timeout_s=ANSWER_S)
+    assert not child.alive
+
+
 def test_a_request_before_any_load_is_a_problem(child: Child, samples: str) -> None:
     with pytest.raises(ChildError, match="Nothing is loaded"):
         child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=ANSWER_S)
@@ -148,6 +186,7 @@ def test_a_hanging_child_is_stopped(child: Child, tmp_path: Path, samples: str) 
     with pytest.raises(ChildError, match=r"^Stopped: no answer within 1 s\.$") as raised:
         child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=HANG_S)
     assert not raised.value.died  # it would hang again
+    assert raised.value.timed_out
     assert gone(child.pid)
 
 

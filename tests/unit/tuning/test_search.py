@@ -19,7 +19,7 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 from alula.accuracy import metric_named
 from alula.core import Accepted, Failed, Outcome, Recipe, Rejected
 from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
-from alula.errors import MeasurementError, ModelError
+from alula.errors import DiskFullError, MeasurementError, ModelError
 from alula.measure.fake import ScriptedClock
 from alula.sources import parse_source
 from alula.tuning import Journal, SearchPlan, SearchResult, read_journal, search
@@ -223,7 +223,36 @@ def test_no_recipe_is_started_after_the_budget(plan: SearchPlan) -> None:
 
     found = run(replace(plan, budget_s=90.0, recipes=(REAL, FAKE)), clock=Impatient())
     assert set(map(type, found.of(REAL))) == {Accepted}
-    assert found.of(FAKE) == [Rejected(recipe=FAKE, reason="not tried: the budget is used up")]
+    assert found.of(FAKE) == [Rejected(recipe=FAKE, reason="the budget is used up", tried=False)]
+
+
+def test_a_recipe_that_the_budget_ends_is_no_failure_and_is_tried_again(
+    plan: SearchPlan, script: Callable[..., None]
+) -> None:
+    script(fault="hang", fault_at="build")
+    found = run(replace(plan, budget_s=10.0, recipes=(REAL, FAKE)))
+    (left,) = found.of(FAKE)
+    assert isinstance(left, Rejected)
+    assert not left.tried
+    script()
+    again = search(replace(plan, recipes=(REAL, FAKE)), journal=Journal(plan.workdir / "search.jsonl"))
+    assert {one.candidate.recipe for one in again.accepted} == {REAL, FAKE}
+
+
+def test_a_full_disk_is_no_recipes_fault_and_the_same_search_continues(
+    plan: SearchPlan, script: Callable[..., None]
+) -> None:
+    script(fault="full", fault_at="build")
+    plan = replace(plan, recipes=(REAL, FAKE))
+    with pytest.raises(DiskFullError, match=r"^The disk is full: .* could not be written"):
+        run(plan)
+    known = list(read_journal(plan.workdir / "search.jsonl"))
+    assert {type(outcome) for outcome in known} == {Accepted}
+    script()
+    reports: list[str] = []
+    result = search(plan, journal=Journal(plan.workdir / "search.jsonl"), report=reports.append)
+    assert {one.candidate.recipe for one in result.accepted} == {REAL, FAKE}
+    assert not [text for text in reports if text.startswith((f"trying {REAL}", "reading", "measuring"))]
 
 
 def test_an_onnx_file_has_no_other_export(plan: SearchPlan) -> None:

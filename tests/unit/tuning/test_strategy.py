@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import statistics
 from collections.abc import Sequence
 
 import msgspec
 import pytest
 
 from alula.core import Candidate, Recipe, Settings
-from alula.errors import EngineError
+from alula.errors import DiskFullError, EngineError
 from alula.measure import Round
 from alula.measure.fake import ScriptedClock
 from alula.tuning.strategy import Effort, Standing, Strategy
@@ -86,8 +87,13 @@ class SimulatedField:
             if one.recipe not in self.bad and one not in self.broken
         )
 
-    def prepare(self, recipe: Recipe) -> tuple[Settings, ...]:
-        self.clock.advance(self.chance.uniform(3, 12))
+    def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
+        taking_s = self.chance.uniform(3, 12)
+        allowed_s = max(1.0, until_s - self.clock.monotonic())
+        self.clock.advance(min(taking_s, allowed_s))
+        if taking_s > allowed_s:
+            self.skipped.append(recipe)
+            return ()
         return tuple(
             Settings(threads=threads, instances=instances, batch_size=batch)
             for batch in COARSE
@@ -103,6 +109,9 @@ class SimulatedField:
             replace(mine, threads=mine.instances, instances=mine.threads),
             *(replace(mine, knobs=knobs) for knobs in KNOBS if knobs != mine.knobs),
         )
+
+    def loading_s(self, recipe: Recipe) -> float:
+        return 1.5
 
     def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         self.clock.advance(1.5 * len(candidates))
@@ -193,6 +202,21 @@ def test_nothing_that_runs_is_nothing_returned() -> None:
     assert Strategy(field, clock=clock).run(RECIPES, deadline_s=600) == ()
 
 
+def test_a_full_disk_ends_the_search_rather_than_a_candidate() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(0, QUIET, clock)
+    measure = field.measure
+
+    def measured(candidate: Candidate, seconds: float) -> Round:
+        if len(field.measured) == 20:
+            raise DiskFullError("what a child process writes", "/there", free_bytes=0)
+        return measure(candidate, seconds)
+
+    field.measure = measured  # type: ignore[method-assign]
+    with pytest.raises(DiskFullError):
+        Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+
+
 def test_a_broken_candidate_costs_only_itself() -> None:
     for seed in range(20):
         clock = ScriptedClock()
@@ -214,6 +238,50 @@ def test_the_deadline_is_kept() -> None:
         assert field.skipped
         # The race's first two laps and the checks of accuracy may come on top.
         assert clock.monotonic() < 60 + 15
+
+
+@pytest.mark.parametrize("budget_s", [120.0, 240.0, 400.0])
+def test_the_budget_is_used_and_kept(budget_s: float) -> None:
+    """With what follows the race: 9 rounds of the finalists and the baseline."""
+    shares = []
+    for seed in range(25):
+        clock = ScriptedClock()
+        field = SimulatedField(seed, NOISY, clock)
+
+        def after_s(finalists: Sequence[Candidate]) -> float:
+            return (len(finalists) + 1) * (9 * 0.6 + 1.5)
+
+        standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=budget_s, after_s=after_s)
+        if not standings:
+            continue
+        clock.advance(after_s([one.candidate for one in standings]))
+        shares.append(clock.monotonic() / budget_s)
+        # What is left was left by a race that was decided early.
+        assert field.skipped or budget_s == 400.0
+    assert max(shares) <= 1.10
+    assert statistics.median(shares) >= 0.95
+
+
+def test_a_recipe_that_does_not_end_in_time_is_given_up() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(2, QUIET, clock)
+    field.bad = set()
+    asked: list[float] = []
+    prepare = field.prepare
+
+    def slow(recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
+        asked.append(until_s)
+        if len(asked) == 1:
+            return prepare(recipe, until_s=until_s)
+        clock.advance(until_s - clock.monotonic())  # an export that would take for ever
+        return ()
+
+    field.prepare = slow  # type: ignore[method-assign]
+    standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=200)
+    assert {one.candidate.recipe for one in standings} == {RECIPES[0]}
+    assert asked[0] == math.inf  # there must be a result
+    assert all(until_s < 200 for until_s in asked[1:])
+    assert clock.monotonic() < 200 + 10
 
 
 def test_where_nothing_was_right_in_time_the_search_goes_on_until_something_is() -> None:

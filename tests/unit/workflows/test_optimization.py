@@ -49,7 +49,8 @@ def test_the_bundle_says_what_was_found(optimized: SimpleNamespace) -> None:
     assert len(manifest.calibration) == 20
     assert not set(manifest.calibration) & set(manifest.validation)
     recipes = {manifest.chosen.recipe, *(fallback.recipe for fallback in manifest.fallbacks)}
-    assert recipes == {"onnxruntime/fp32", "openvino/fp32"}
+    # Which of OpenVINO's FP32 recipes is the fastest is chance here.
+    assert {recipe.partition("-")[0] for recipe in recipes} == {"onnxruntime/fp32", "openvino/fp32"}
     assert bundle.recipe == manifest.chosen.recipe
     assert manifest.folder is not None
     assert manifest.folder.samples_per_s > 0

@@ -1,0 +1,52 @@
+"""How long a step of a search may take: bounded, but enough where without it there would be no result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+from alula.measure import Clock
+
+__all__ = ["StepLimit"]
+
+# What a step may take even when the time is used up: without it there would be no result.
+LEAST_STEP_S = 30.0
+# What a step may take that can be done without: enough to end by itself if it is about to.
+LEAST_OPTIONAL_S = 1.0
+
+
+class StepLimit:
+    """Call it for the seconds that a step may take now.
+
+    Args:
+        clock: tells the time.
+        longest_s: no step may take longer.
+    """
+
+    def __init__(self, clock: Clock, *, longest_s: float) -> None:
+        self._clock = clock
+        self._longest_s = longest_s
+        self._until_s: float | None = None
+        self.deadline_s = math.inf
+
+    def __call__(self) -> float:
+        """Return the seconds, above 0."""
+        least_s, until_s = LEAST_STEP_S, self.deadline_s
+        if self._until_s is not None:
+            least_s, until_s = LEAST_OPTIONAL_S, self._until_s
+        return min(self._longest_s, max(least_s, until_s - self._clock.monotonic()))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a step gets less than it would with more time, so that being cut proves nothing."""
+        return self() < self._longest_s
+
+    @contextlib.contextmanager
+    def optional(self, *, until_s: float) -> Iterator[None]:
+        """Bound the steps of the block, which can be done without, by a time of the clock."""
+        before, self._until_s = self._until_s, until_s
+        try:
+            yield
+        finally:
+            self._until_s = before
