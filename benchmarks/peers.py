@@ -16,9 +16,10 @@ to `--peers`, and the same command goes on where it stopped; what was made stays
 until the model is done. To measure a model anew, delete its lines.
 
 All contenders have the same limit of accuracy: their outputs on noise that none of them has seen may lose at
-most `--max-drop` of the cosine with those of the FP32 module in eager PyTorch. The weights are random, so
-nothing separates the classes and the share of equal answers (reported as well) means little. Who loses more
-is listed, but not counted.
+most `--max-drop` of the cosine with those of the FP32 module in eager PyTorch. Who loses more is listed, but
+not counted. The weights are random: nothing separates the classes, so the share of equal answers (reported as
+well) means little, and any INT8 of a MobileNetV3 loses 0.02 to 0.05 of the cosine. The limit is as wide as
+that, and finds what is broken.
 
 Olive and optimum-intel need other versions of common libraries, so they get an environment of their own. The
 CPU build of PyTorch comes first, with the torchvision that belongs to it:
@@ -95,8 +96,8 @@ BATCH_SIZES = dict.fromkeys(PEERS, (1, 8, 32)) | {"openvino-fp32": (1,), "openvi
 SAMPLES = {"calibration": 64, "validation": 64, "timed": 64, "held-out": 128}
 TIMEOUT_S = 900.0
 PREPARATION_S = 1800.0
-EXACT_COSINE = metric_named("cosine")
-SAME_ANSWER = metric_named("agreement")
+COSINE = metric_named("cosine")
+AGREEMENT = metric_named("agreement")
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,7 +114,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         per_s: throughput of each round; rounds of the contenders of a model belong together.
         cosine_drop: what the outputs on unseen noise lost.
         agreement: share of them with the same highest score.
-        within_limit: whether that drop was allowed.
         error: why it takes no part.
         warnings: what disturbed the run.
         seconds: that the stage took.
@@ -129,7 +129,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_s: tuple[float, ...] = ()
     cosine_drop: float | None = None
     agreement: float | None = None
-    within_limit: bool = True
     error: str | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -138,6 +137,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def middle_per_s(self) -> float:
         """Median throughput."""
         return float(np.median(self.per_s))
+
+    def counts(self, max_drop: float) -> bool:
+        """Whether it was raced, and lost no more of the cosine than is allowed."""
+        return bool(self.per_s) and self.cosine_drop is not None and self.cosine_drop <= max_drop
 
     @property
     def runs_with(self) -> str:
@@ -267,7 +270,7 @@ def find_winner(model: Model, budget_s: float) -> Candidate:
         calibration=model.samples("calibration"),
         validation=model.samples("validation"),
         targets=None,
-        metric=EXACT_COSINE,
+        metric=COSINE,
         max_drop=model.max_drop,
         recipes=offered_recipes(machine.isa),
         threads=model.threads,
@@ -411,11 +414,9 @@ def judged(model: Model, entry: Entry, reference: np.ndarray) -> Entry:
     outputs = np.load(model.folder / f"outputs-{entry.contender}.npy")
     exact, same = (
         compare(metric, targets=None, baseline=reference, candidate=outputs, max_drop=model.max_drop)
-        for metric in (EXACT_COSINE, SAME_ANSWER)
+        for metric in (COSINE, AGREEMENT)
     )
-    return msgspec.structs.replace(
-        entry, cosine_drop=exact.drop, agreement=same.chosen, within_limit=exact.within_limit
-    )
+    return msgspec.structs.replace(entry, cosine_drop=exact.drop, agreement=same.chosen)
 
 
 def race(model: Model, prepared: dict[str, Entry], *, rounds: int, seconds: float) -> list[Entry]:
@@ -510,7 +511,7 @@ def measure(name: str, record: Record, options: argparse.Namespace) -> None:
     if not (folder / "source.json").exists():
         prepared = {}  # what was made is gone
     model = open_model(name, folder, threads=thread_budget(options.threads), max_drop=options.max_drop)
-    for contender in (OURS, *PEERS):
+    for contender in (OURS, *options.against):
         if contender in prepared:
             continue
         output.say(f"{name}: preparing {contender}")
@@ -522,13 +523,14 @@ def measure(name: str, record: Record, options: argparse.Namespace) -> None:
             output.say(f"  {contender}: {entry.error}")
         record.append([entry])
         prepared[contender] = entry
-    record.append(race(model, prepared, rounds=options.rounds, seconds=options.seconds))
+    racing = {contender: prepared[contender] for contender in (OURS, *options.against)}
+    record.append(race(model, racing, rounds=options.rounds, seconds=options.seconds))
     shutil.rmtree(folder)
 
 
-def against_best(raced: dict[str, Entry]) -> tuple[str, Ratio] | None:
+def against_best(raced: dict[str, Entry], max_drop: float) -> tuple[str, Ratio] | None:
     """Return the best peer that counts, and how many times faster ours is; None if that cannot be told."""
-    counted = {name: one for name, one in raced.items() if one.per_s and one.within_limit}
+    counted = {name: one for name, one in raced.items() if one.counts(max_drop)}
     ours = counted.pop(OURS, None)
     if ours is None or not counted:
         return None
@@ -536,12 +538,12 @@ def against_best(raced: dict[str, Entry]) -> tuple[str, Ratio] | None:
     return best, ratio(ours.per_s, counted[best].per_s)
 
 
-def speed_cell(entry: Entry | None) -> str:
+def speed_cell(entry: Entry | None, max_drop: float) -> str:
     """Return a contender's throughput; in brackets where it does not count."""
     if entry is None or not entry.per_s:
         return "-"
     speed = f"{entry.middle_per_s:,.1f}"
-    return speed if entry.within_limit else f"({speed})"
+    return speed if entry.counts(max_drop) else f"({speed})"
 
 
 def section(models: Iterable[str], record: Record, max_drop: float) -> str:
@@ -551,13 +553,13 @@ def section(models: Iterable[str], record: Record, max_drop: float) -> str:
         raced = record.entries(model, "raced")
         if not raced:
             continue
-        found = against_best(raced)
+        found = against_best(raced, max_drop)
         ours = raced.get(OURS)
         rows.append(
             (
                 model,
                 "-" if ours is None else ours.runs_with,
-                *(speed_cell(raced.get(name)) for name in (OURS, *PEERS)),
+                *(speed_cell(raced.get(name), max_drop) for name in (OURS, *PEERS)),
                 "not counted" if found is None else f"{found[1]}, {PEERS[found[0]]}",
             )
         )
@@ -573,7 +575,7 @@ def section(models: Iterable[str], record: Record, max_drop: float) -> str:
                     model,
                     title,
                     one.runs_with,
-                    speed_cell(one),
+                    speed_cell(one, max_drop),
                     f"{one.cosine_drop:.5f}" if one.cosine_drop is not None else "",
                     f"{one.agreement:.1%}" if one.agreement is not None else "",
                 )
@@ -609,6 +611,9 @@ def main() -> None:
         "tf_efficientnetv2_s_in21k,convnext_tiny,vit_small_patch16_224"
     )
     parser.add_argument("--models", type=output.names, default=output.names(default), help="of zoo.py")
+    parser.add_argument(
+        "--against", type=output.names, default=tuple(PEERS), metavar="PEERS", help="only these peers"
+    )
     parser.add_argument("--budget", type=float, default=600.0, help="of our search, seconds (default 600)")
     parser.add_argument("--winner-from", type=Path, metavar="FILE", help="results that hold our winners")
     parser.add_argument(
@@ -622,7 +627,7 @@ def main() -> None:
         help="results (default peers.jsonl)",
     )
     parser.add_argument("--threads", type=int, help="thread budget (default: this machine's)")
-    parser.add_argument("--max-drop", type=float, default=0.005, help="of the cosine (default 0.005)")
+    parser.add_argument("--max-drop", type=float, default=0.05, help="of the cosine (default 0.05)")
     parser.add_argument("--rounds", type=int, default=12, help="interleaved rounds (default 12)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one contender in a round (default 1)")
     parser.add_argument(
@@ -633,6 +638,9 @@ def main() -> None:
     for name in options.models:
         if name not in zoo.INPUT_SHAPES:
             parser.error(f"there is no model {name}; known are {', '.join(zoo.INPUT_SHAPES)}")
+    for name in options.against:
+        if name not in PEERS:
+            parser.error(f"there is no peer {name}; known are {', '.join(PEERS)}")
     zoo.let_children_import_timm()
     record = Record(options.peers.resolve())
     options.peers = options.peers.resolve()

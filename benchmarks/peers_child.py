@@ -1,7 +1,7 @@
 """One peer in a process of its own, used as its documentation shows: prepared, then run on request.
 
     python peers_child.py prepare PEER FOLDER BATCH THREADS
-    python peers_child.py serve PEER FOLDER BATCH THREADS < requests.jsonl
+    python peers_child.py serve PEER FOLDER BATCH THREADS   (requests on standard input, which stays open)
 
 `FOLDER` holds `module.pkl` (the network), `calibration.npy` and what other preparations left. Served are the
 requests that Alula's own worker takes for predictions and rounds, so that all contenders are asked alike.
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -395,9 +397,18 @@ def serve(peer: str, job: Job) -> None:
     """Answer requests from standard input until it ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def watch() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        os._exit(0)  # who asked is gone, and a compilation may run for minutes
+
+    threading.Thread(target=watch, daemon=True).start()
     served = Served(OPENED[peer](job), job.batch)
     decoder = msgspec.json.Decoder(MeasureRequest | PredictRequest)
-    for line in sys.stdin.buffer:
+    while True:
+        line = lines.get()
         replies.write(msgspec.json.encode(served.answer(decoder.decode(line))) + b"\n")
         replies.flush()
 
