@@ -158,7 +158,7 @@ class SearchResult:
         baseline_outputs: the baseline's, in the same order.
         validation_samples: how many of the validation samples were compared.
         stages_s: wall seconds of the parts of the search, by their names, in order.
-        latency: of the winner, in the single-stream scenario.
+        latency: of the winner, in the single-stream scenario; None where it was interrupted before.
         server: of the winner, in the server scenario; None where it was interrupted before.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
@@ -564,11 +564,17 @@ class _Search:
         if not final.finalists:
             return None
         self._report("measuring the latency of single samples")
-        return self._with(
-            final.finalists[0],
-            "scenario",
-            lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
-        )
+        try:
+            return self._with(
+                final.finalists[0],
+                "scenario",
+                lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
+            )
+        except KeyboardInterrupt:
+            if self._interrupted:
+                raise
+            self._interrupt()
+            return None
 
     def _served(self, final: _Final) -> _Final:
         """Return the finalists with their rates, as many as there is time for, and in their order.
