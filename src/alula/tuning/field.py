@@ -200,7 +200,7 @@ class ProcessField:
                 verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
             except StepError as error:
                 seconds = self._clock.monotonic() - started_s
-                if error.timed_out and self._limit.is_short:
+                if error.timed_out and self._limit.was_short:
                     self._leave(recipe, "the budget was used up before it was made and checked", seconds)
                 else:
                     self._fail(recipe, error, seconds=seconds)

@@ -28,6 +28,7 @@ class StepLimit:
         self._clock = clock
         self._longest_s = longest_s
         self._until_s: float | None = None
+        self._was_short = False
         self.deadline_s = math.inf
 
     def __call__(self) -> float:
@@ -35,12 +36,14 @@ class StepLimit:
         least_s, until_s = LEAST_STEP_S, self.deadline_s
         if self._until_s is not None:
             least_s, until_s = LEAST_OPTIONAL_S, self._until_s
-        return min(self._longest_s, max(least_s, until_s - self._clock.monotonic()))
+        seconds = min(self._longest_s, max(least_s, until_s - self._clock.monotonic()))
+        self._was_short = seconds < self._longest_s
+        return seconds
 
     @property
-    def is_short(self) -> bool:
-        """Whether a step gets less than it would with more time, so that being cut proves nothing."""
-        return self() < self._longest_s
+    def was_short(self) -> bool:
+        """Whether the last step got less than it would have with more time: being cut then proves nothing."""
+        return self._was_short
 
     @contextlib.contextmanager
     def optional(self, *, until_s: float) -> Iterator[None]:

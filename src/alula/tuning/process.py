@@ -124,10 +124,10 @@ class Child:
             return self._asked(request, expected, timeout_s=timeout_s)
         except ChildError as error:
             # Native code that cannot write crashes, or gives any reason it likes.
-            for folder in (self._folder, Path(tempfile.gettempdir())):
-                if is_full(folder):
-                    what, path = _written(request, folder)
-                    raise DiskFullError(what, path, free_bytes=free_bytes(path)) from error
+            what, path = _written(request, self._folder)
+            for place in (path, Path(tempfile.gettempdir())):
+                if is_full(place):
+                    raise DiskFullError(what, place, free_bytes=free_bytes(place)) from error
             raise
 
     def _asked(self, request: Request, expected: type[Answer], *, timeout_s: float) -> Answer:

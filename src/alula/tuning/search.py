@@ -55,6 +55,7 @@ from alula.tuning.journal import Journal
 from alula.tuning.limits import StepLimit
 from alula.tuning.messages import Loaded, LoadModelRequest, LoadRequest
 from alula.tuning.process import Child, ChildError
+from alula.tuning.rates import ranked_by_rate
 from alula.tuning.strategy import Effort, Strategy
 from alula.tuning.workshop import Workshop
 
@@ -68,9 +69,6 @@ FEW_ROUNDS = 6  # for an interval; of a last comparison that must be short
 CLOSING_SHARE = 1 / 4  # of the budget, for the last comparison at most
 SERVER_SHARE = 0.4  # of the budget, for rates of random arrivals
 SERVER_S = 300.0  # at most, which is enough for two candidates with the full confirmation
-SERVED = 2  # finalists whose rate is measured, where there is time
-SERVED_S = 75.0  # that a second one is worth: less would leave too little for the confirmation
-LEAST_SERVED_S = 10.0
 INTERRUPTED_SERVED_S = 20.0
 BASELINE_SHARE = 1 / 10  # of the budget, for the batch sizes of the baseline
 CHECK_SHARE = 1 / 12  # of the budget, for the check of accuracy of the slowest, the baseline
@@ -161,7 +159,7 @@ class SearchResult:
         baseline_outputs: the baseline's, in the same order.
         validation_samples: how many of the validation samples were compared.
         stages_s: wall seconds of the parts of the search, by their names, in order.
-        latency: of the winner, in the single-stream scenario.
+        latency: of the winner, in the single-stream scenario; None where it was interrupted before.
         server: of the winner, in the server scenario; None where it was interrupted before.
         notes: what was rewritten before export, in words.
         warnings: what disturbed the measurements, in words.
@@ -575,48 +573,41 @@ class _Search:
         if not final.finalists:
             return None
         self._report("measuring the latency of single samples")
-        return self._with(
-            final.finalists[0],
-            "scenario",
-            lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
-        )
-
-    def _served(self, final: _Final) -> _Final:
-        """Return the finalists with the rates of the best, as many as there is time for, and in their order.
-
-        Raises:
-            MeasurementError: none of those that were measured holds any rate.
-        """
-        served: list[Finalist] = []
-        failures: list[MeasurementError] = []
-        left = list(final.finalists)
         try:
-            while left and len(served) + len(failures) < SERVED:
-                left_s = self._deadline_s - self._clock.monotonic()
-                if served and left_s < SERVED_S:
-                    break
-                shared = len(left) > 1 and not served and not failures and left_s >= SERVED * SERVED_S
-                budget_s = left_s / SERVED if shared else left_s
-                if self._interrupted:
-                    budget_s = min(budget_s, INTERRUPTED_SERVED_S)
-                finalist = left.pop(0)
-                try:
-                    rate = self._rate(finalist, budget_s=max(LEAST_SERVED_S, budget_s))
-                except MeasurementError as error:
-                    failures.append(error)
-                else:
-                    served.append(replace(finalist, server=rate))
+            return self._with(
+                final.finalists[0],
+                "scenario",
+                lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
+            )
         except KeyboardInterrupt:
             if self._interrupted:
                 raise
             self._interrupt()
-            measured = [one.accepted.candidate for one in served]
-            left = [one for one in final.finalists if one.accepted.candidate not in measured]
-        else:
-            if failures and not served:
-                raise failures[0]
-        served.sort(key=lambda one: -one.server.per_s if one.server else 0.0)
-        return replace(final, finalists=(*served, *left))
+            return None
+
+    def _served(self, final: _Final) -> _Final:
+        """Return the finalists with their rates, as many as there is time for, and in their order.
+
+        Raises:
+            MeasurementError: none of those that were measured holds any rate.
+        """
+
+        def left_s() -> float:
+            seconds = self._deadline_s - self._clock.monotonic()
+            return min(seconds, INTERRUPTED_SERVED_S) if self._interrupted else seconds
+
+        def interrupt() -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupt()
+
+        ranked = ranked_by_rate(
+            final.finalists,
+            lambda finalist, budget_s: self._rate(finalist, budget_s=budget_s),
+            left_s=left_s,
+            on_interrupt=interrupt,
+        )
+        return replace(final, finalists=tuple(replace(one, server=rate) for one, rate in ranked))
 
     def _rate(self, finalist: Finalist, *, budget_s: float) -> ServerRate:
         plan, limit_s = self._plan, self._plan.latency_limit_s

@@ -432,6 +432,8 @@ def _warnings(
         found += result.server.warnings
     elif scenario == "server":
         found.append("the highest rate was not measured: the search was interrupted before")
+    if scenario == "single-stream" and result.latency is None:
+        found.append("the latency was not measured: the search was interrupted before")
     problems = [*prepared.calibration.problems, *prepared.validation.problems]
     if problems:
         found.append(f"{len(problems)} samples of the data could not be read, for example: {problems[0]}")
@@ -497,9 +499,9 @@ def _with_folder_run(
     manifest = msgspec.structs.replace(bundle.manifest, folder=folder)
     try:
         rewrite_manifest(bundle.path, manifest)
-    except DiskFullError as error:
+    except DiskFullError:
         # The bundle is whole, and nothing in it depends on this figure.
-        report(f"the folder run is not noted in the bundle. {error}")
+        report("the disk is full: the speed of the folder run could not be noted in the bundle")
     bundle.manifest = manifest
     return bundle
 

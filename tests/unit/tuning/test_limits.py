@@ -26,10 +26,10 @@ def test_a_step_gets_what_is_left_and_a_little_in_any_case() -> None:
     clock = ScriptedClock()
     limit = StepLimit(clock, longest_s=600.0)
     assert limit() == 600.0
-    assert not limit.is_short
+    assert not limit.was_short
     limit.deadline_s = clock.monotonic() + 100
     assert limit() == 100.0
-    assert limit.is_short
+    assert limit.was_short
     clock.advance(90)
     assert limit() == LEAST_STEP_S
     clock.advance(1000)
@@ -45,6 +45,14 @@ def test_a_step_that_can_be_done_without_ends_in_time() -> None:
         clock.advance(30)
         assert limit() == LEAST_OPTIONAL_S
     assert limit() == 70.0
+    # A step that had its whole time hung, however little is left after it.
+    with limit.optional(until_s=clock.monotonic() + 700):
+        assert limit() == 600.0
+        clock.advance(650)
+        assert not limit.was_short
+        assert limit() == 50.0
+        assert limit.was_short
+    limit.deadline_s = clock.monotonic() + 70
     with pytest.raises(ZeroDivisionError), limit.optional(until_s=clock.monotonic()):
         raise ZeroDivisionError
     assert limit() == 70.0

@@ -58,6 +58,7 @@ REPLIES = (
     m.Streamed(latency=single_stream(lambda: None, seconds=0.0, min_queries=3)),
     m.Served(found=simulated_round(lambda samples: 0.01, rate_per_s=20.0, seconds=1.0, limit_s=None, seed=1)),
     m.Problem(error="It failed.\nTwice: »über«"),
+    m.DiskFull(path="/a b/ü", free_bytes=0),
 )
 
 

@@ -11,7 +11,7 @@ from bundles import COLOUR_IMAGES, COLOURS, write_audio_bundle, write_images
 from tiny import write_factory
 
 from alula.core import Outcome
-from alula.tuning import SearchPlan, comparison
+from alula.tuning import SearchPlan
 from alula.workflows import Bundle, load, optimization, optimize
 
 
@@ -21,7 +21,6 @@ def short_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimization, "SearchPlan", functools.partial(SearchPlan, round_s=0.02, final_rounds=6))
         patch.setattr(optimization, "FOLDER_SECONDS", 0.2)
-        patch.setattr(comparison, "STREAM_S", 1.0)
         yield
 
 

@@ -11,6 +11,7 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_measurements
 from alula.errors import BundleError, ModelError, UsageError
+from alula.tuning import comparison
 from alula.workflows import bench, optimize, write_report
 
 
@@ -38,7 +39,10 @@ def test_a_folder_without_a_bundle_has_no_page(tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_search_for_latency_measures_single_samples(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_search_for_latency_measures_single_samples(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "STREAM_S", 1.0)
     x = rng.normal(size=(30, FEATURES)).astype(np.float32)
     bundle = optimize(
         write_onnx(tmp_path / "model.onnx"),
