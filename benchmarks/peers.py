@@ -622,9 +622,9 @@ def main() -> None:
     parser.add_argument(
         "--peers",
         type=Path,
-        default=Path("peers.jsonl"),
+        default=HERE / "peers.jsonl",
         metavar="FILE",
-        help="results (default peers.jsonl)",
+        help="results (default: beside this script)",
     )
     parser.add_argument("--threads", type=int, help="thread budget (default: this machine's)")
     parser.add_argument("--max-drop", type=float, default=0.05, help="of the cosine (default 0.05)")
