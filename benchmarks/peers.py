@@ -645,6 +645,8 @@ def main() -> None:
     for name in options.against:
         if name not in PEERS:
             parser.error(f"there is no peer {name}; known are {', '.join(PEERS)}")
+    if options.winner_from is not None and not options.winner_from.exists():
+        parser.error(f"--winner-from: there is no file {options.winner_from}")
     zoo.let_children_import_timm()
     record = Record(options.peers.resolve())
     options.peers = options.peers.resolve()
