@@ -150,18 +150,22 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return ", ".join(filter(None, [f"batch {self.batch_size}" if self.batch_size else "", self.how]))
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file that were written to their end."""
+    return [line for line in path.read_bytes().split(b"\n")[:-1] if line] if path.exists() else []
+
+
 class Record:
     """The file of results."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # What is appended must not continue a line that a killed run left half-written.
+        path.write_bytes(b"".join(line + b"\n" for line in whole_lines(path)))
 
     def entries(self, model: str, stage: str) -> dict[str, Entry]:
         """Return a model's entries of a stage by contender; the last one counts."""
-        if not self._path.exists():
-            return {}
-        lines = [line for line in self._path.read_bytes().split(b"\n")[:-1] if line]
-        entries = [msgspec.json.decode(line, type=Entry) for line in lines]
+        entries = [msgspec.json.decode(line, type=Entry) for line in whole_lines(self._path)]
         return {one.contender: one for one in entries if (one.model, one.stage) == (model, stage)}
 
     def append(self, entries: Iterable[Entry]) -> None:
@@ -182,7 +186,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 def winner_from(path: Path, model: str) -> Candidate | None:
     """Return the fastest recipe with settings that a file of results holds for a model."""
     best: tuple[float, Candidate] | None = None
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in whole_lines(path):
         known = msgspec.json.decode(line, type=Known)
         if known.model != model or known.recipe is None or known.settings is None:
             continue
@@ -622,9 +626,9 @@ def main() -> None:
     parser.add_argument(
         "--peers",
         type=Path,
-        default=Path("peers.jsonl"),
+        default=HERE / "peers.jsonl",
         metavar="FILE",
-        help="results (default peers.jsonl)",
+        help="results (default: beside this script)",
     )
     parser.add_argument("--threads", type=int, help="thread budget (default: this machine's)")
     parser.add_argument("--max-drop", type=float, default=0.05, help="of the cosine (default 0.05)")
@@ -641,6 +645,8 @@ def main() -> None:
     for name in options.against:
         if name not in PEERS:
             parser.error(f"there is no peer {name}; known are {', '.join(PEERS)}")
+    if options.winner_from is not None and not options.winner_from.exists():
+        parser.error(f"--winner-from: there is no file {options.winner_from}")
     zoo.let_children_import_timm()
     record = Record(options.peers.resolve())
     options.peers = options.peers.resolve()

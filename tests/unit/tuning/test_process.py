@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def scripted(folder: Path, *, batch_size: int = 8, **script: Any) -> LoadRequest
         signature=SIGNATURE,
         settings=Settings(batch_size=batch_size),
     )
+
+
+def test_another_command_is_asked_as_the_worker_is(tmp_path: Path) -> None:
+    script = tmp_path / "other worker.py"
+    script.write_text(
+        "import sys\n"
+        "for line in sys.stdin:\n"
+        """    print('{"type":"Predicted","n":%d,"samples_per_s":2.5}' % len(sys.argv[1]), flush=True)\n"""
+    )
+    command = (sys.executable, str(script), "seven c")
+    with Child(tmp_path, "other", threads=1, memory_limit_bytes=GIB, command=command) as child:
+        answer = child.ask(PredictRequest(inputs=(), outputs=()), Predicted, timeout_s=ANSWER_S)
+    assert answer == Predicted(n=7, samples_per_s=2.5)
+    assert shlex.split(child.reproduce.partition(" < ")[0])[1:] == [str(script), "seven c"]
 
 
 def gone(pid: int, *, within_s: float = ANSWER_S) -> bool:
