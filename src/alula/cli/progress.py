@@ -31,7 +31,10 @@ class SearchProgress:
         self._screen.note(f"[{time.monotonic() - self._started:6.1f} s] {text}")
 
     def outcome(self, outcome: Outcome) -> None:
-        """Show what was found: new leaders and losses always, the rest when verbose."""
+        """Show what was found: new leaders and losses always, the rest when verbose.
+
+        What there was no time for stands at the end, in one line.
+        """
         if isinstance(outcome, Accepted):
             leads = self._leader is None or (outcome.relative or 0) > (self._leader.relative or 0)
             if leads:
@@ -43,9 +46,10 @@ class SearchProgress:
             self._screen.note(f"           failed: {outcome.recipe}: {outcome.error}")
             if self._screen.verbose and outcome.reproduce:
                 self._screen.note(f"                   again (with --keep): {outcome.reproduce}")
-        else:
-            verdict = "rejected" if outcome.tried else "not tried"
-            self._screen.note(f"           {verdict}: {outcome.recipe}: {outcome.reason}")
+        elif outcome.tried:
+            self._screen.note(f"           rejected: {outcome.recipe}: {outcome.reason}")
+        elif self._screen.verbose:
+            self._screen.note(f"           not tried: {outcome.recipe}: {outcome.reason}")
 
 
 class _JobProgress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,8 +67,11 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         "",
         "baseline",
     )
+    untried: dict[str, list[str]] = {}
     for row in _best_by_recipe(outcomes):
-        if isinstance(row, Accepted):
+        if isinstance(row, Rejected) and not row.tried:
+            untried.setdefault(row.reason, []).append(row.recipe.name)
+        elif isinstance(row, Accepted):
             recipe = row.candidate.recipe.name
             chosen = recipe == manifest.chosen.recipe
             # The chosen one was measured again beside the baseline; the others stand as screened.
@@ -80,12 +83,14 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 f"{per_s:.1f}",
                 f"{per_s / base.throughput_per_s:.1f}",
                 _of_peak(measurements.of_peak(row.candidate.recipe, per_s)),
-                f"{row.accuracy.drop:+.4f}",
+                f"{(manifest.accuracy if chosen else row.accuracy).drop:+.4f}",
                 "chosen" if chosen else "accepted",
             )
         else:
             table.add_row(row.recipe.name, "", "", "", "", "", _loss(row))
     console.print(table)
+    for reason, names in untried.items():
+        console.print(f"not tried ({reason}): {_short(names)}", style="dim", highlight=False)
     console.print()
     draw_manifest(console, bundle, manifest)
 
@@ -100,9 +105,7 @@ def _of_peak(share: Share) -> str:
 
 
 def _loss(outcome: Failed | Rejected) -> str:
-    if isinstance(outcome, Failed):
-        return f"failed: {outcome.error}"
-    return f"{'rejected' if outcome.tried else 'not tried'}: {outcome.reason}"
+    return f"failed: {outcome.error}" if isinstance(outcome, Failed) else f"rejected: {outcome.reason}"
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
@@ -175,9 +178,9 @@ def _draw_pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     console.print(table, highlight=False, markup=False)
 
 
-def _short(labels: tuple[str, ...]) -> str:
-    shown = ", ".join(labels[:6])
-    return f"{len(labels)}: {shown}{', …' if len(labels) > 6 else ''}"
+def _short(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6])
+    return f"{len(names)}: {shown}{', …' if len(names) > 6 else ''}"
 
 
 def draw_prediction(console: Console, report: PredictionReport) -> None:

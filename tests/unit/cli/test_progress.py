@@ -13,22 +13,25 @@ from alula.core import Failed, Recipe, Rejected
 RECIPE = Recipe("openvino", "int8", "nncf")
 
 
-def told(*outcomes: Failed | Rejected) -> list[str]:
+def told(*outcomes: Failed | Rejected, verbose: bool = False) -> list[str]:
     text = io.StringIO()
     console = Console(file=text, width=200)
-    progress = SearchProgress(Screen(json=False, quiet=False, verbose=False, out=console, err=console))
+    progress = SearchProgress(Screen(json=False, quiet=False, verbose=verbose, out=console, err=console))
     for outcome in outcomes:
         progress.outcome(outcome)
     return [line.strip() for line in text.getvalue().splitlines()]
 
 
 def test_a_recipe_is_out_for_one_of_three_reasons() -> None:
-    assert told(
+    outcomes = (
         Rejected(recipe=RECIPE, reason="`top1` fell by 0.1"),
-        Rejected(recipe=RECIPE, reason="the budget is used up", tried=False),
         Failed(recipe=RECIPE, error="It crashed.", reproduce="again"),
-    ) == [
-        "rejected: openvino/int8-nncf: `top1` fell by 0.1",
+        Rejected(recipe=RECIPE, reason="the budget is used up", tried=False),
+    )
+    short = ["rejected: openvino/int8-nncf: `top1` fell by 0.1", "failed: openvino/int8-nncf: It crashed."]
+    assert told(*outcomes) == short
+    assert told(*outcomes, verbose=True) == [
+        *short,
+        "again (with --keep): again",
         "not tried: openvino/int8-nncf: the budget is used up",
-        "failed: openvino/int8-nncf: It crashed.",
     ]
