@@ -50,10 +50,10 @@ def _explain_bf16(cpu: Cpu) -> str:
     if not bf16_is_native(cpu.isa):
         return "No BF16 instructions: bf16 would be emulated and slow, so it is not offered."
     if "amx_bf16" in cpu.isa:
-        return "AMX-BF16: bf16 matrix multiplies run at up to 16x the FP32 rate; the `bf16` recipes use them."
+        return "AMX-BF16: bf16 matrix multiplies run at up to 16x the FP32 rate; `bf16` recipes use them."
     if "avx512_bf16" in cpu.isa:
-        return "AVX-512 BF16: bf16 multiplies run at up to 2x the FP32 rate; the `bf16` recipes use them."
-    return "BF16: bf16 matrix multiplies run at up to 4x the FP32 rate; the `bf16` recipes use them."
+        return "AVX-512 BF16: bf16 multiplies run at up to 2x the FP32 rate; `bf16` recipes use them."
+    return "BF16: bf16 matrix multiplies run at up to 4x the FP32 rate; `bf16` recipes use them."
 
 
 def _explain_threads(cpu: Cpu, limits: CpuLimits) -> str:

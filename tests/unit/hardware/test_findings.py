@@ -20,7 +20,7 @@ FREE = CpuLimits(affinity=2)
             "x86_64",
             (
                 "AVX-512 VNNI: INT8 multiplies run at up to 4x the FP32 rate.",
-                "AVX-512 BF16: bf16 multiplies run at up to 2x the FP32 rate; the `bf16` recipes use them.",
+                "AVX-512 BF16: bf16 multiplies run at up to 2x the FP32 rate; `bf16` recipes use them.",
             ),
         ),
         (
@@ -36,7 +36,7 @@ FREE = CpuLimits(affinity=2)
             "x86_64",
             (
                 "AMX-INT8: INT8 matrix multiplies run at up to 32x the FP32 rate.",
-                "AMX-BF16: bf16 matrix multiplies run at up to 16x the FP32 rate; the `bf16` recipes use them.",
+                "AMX-BF16: bf16 matrix multiplies run at up to 16x the FP32 rate; `bf16` recipes use them.",
             ),
         ),
         (
@@ -53,7 +53,7 @@ FREE = CpuLimits(affinity=2)
             "aarch64",
             (
                 "I8MM: INT8 matrix multiplies run at up to 8x the FP32 rate.",
-                "BF16: bf16 matrix multiplies run at up to 4x the FP32 rate; the `bf16` recipes use them.",
+                "BF16: bf16 matrix multiplies run at up to 4x the FP32 rate; `bf16` recipes use them.",
             ),
         ),
         (
