@@ -26,6 +26,9 @@ _FP16_WEIGHTS = "fp16-weights"
 _FILLED_AT_MOST = 4  # a folder has one smaller batch at its end; who has many wants them at their own size
 
 
+_first_use = threading.Lock()
+
+
 class OpenVinoEngine:
     """OpenVINO on its intermediate representation (`model.xml` and `model.bin`).
 
@@ -190,6 +193,10 @@ class _Compiled:
             model.reshape(shapes)
             return core.compile_model(model, "CPU", config)
 
+        with _first_use:
+            # OpenVINO makes its table of dtypes at the first use, holding a lock of its own while it waits
+            # for Python's: two threads that begin at once would wait for each other for ever.
+            ov.Type.f32.to_dtype()
         try:
             # The plug-in leaves the thread that compiles flushing denormals, and starts its own from there.
             # It also changes that thread's signal stack, and what it leaves can be gone at the next signal.
