@@ -2,5 +2,15 @@
 
 from alula.ensemble.blending import Blender, rank_shares
 from alula.ensemble.labels import Alignment, Placement, align_labels
+from alula.ensemble.session import EnsembleSession, Member, shared_batch_size
 
-__all__ = ["Alignment", "Blender", "Placement", "align_labels", "rank_shares"]
+__all__ = [
+    "Alignment",
+    "Blender",
+    "EnsembleSession",
+    "Member",
+    "Placement",
+    "align_labels",
+    "rank_shares",
+    "shared_batch_size",
+]

@@ -124,7 +124,7 @@ def distinct_demands(demands: Sequence[Demand]) -> tuple[tuple[Demand, ...], tup
     (0, 1, 0)
     """
     first = demands[0]
-    for number, demand in enumerate(demands[1:], 2):
+    for number, demand in enumerate(demands, 1):
         if type(demand.description) is not type(first.description):
             raise UsageError(
                 f"Model {number} reads {_kind(demand)} and the first one {_kind(first)}; expected one kind "
@@ -158,7 +158,7 @@ def _grid(demand: Demand) -> tuple[float, float] | None:
     if not isinstance(audio, AudioInput):
         return None
     hop_s = audio.window_s if audio.hop_s is None else audio.hop_s
-    return (round(hop_s, 6), round(audio.window_s if demand.keep_s is None else demand.keep_s, 6))
+    return (round(hop_s, 6), round(_checked_keep_s(audio, demand.keep_s), 6))
 
 
 def _grid_in_words(demand: Demand) -> str:
