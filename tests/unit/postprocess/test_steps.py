@@ -106,7 +106,9 @@ def test_scaling_by_the_highest_of_the_file(scores: Scores, k: int) -> None:
     got = apply_steps([TopScaling(k=k)], untimed(scores)).scores
     for c in range(scores.shape[1]):
         highest = sorted(map(float, scores[:, c]), reverse=True)[:k]
-        np.testing.assert_allclose(got[:, c], scores[:, c] * (sum(highest) / len(highest)), rtol=RTOL)
+        np.testing.assert_allclose(
+            got[:, c], scores[:, c] * (sum(highest) / len(highest)), rtol=RTOL, atol=1e-30
+        )
     assert got.dtype == np.float32
 
 
@@ -116,7 +118,9 @@ def test_cutting_off_classes_that_are_nowhere_likely(scores: Scores, below: floa
     got = apply_steps([CutOff(below=below, factor=factor)], untimed(scores)).scores
     for c in range(scores.shape[1]):
         unlikely = max(map(float, scores[:, c])) < below
-        np.testing.assert_allclose(got[:, c], scores[:, c] * (factor if unlikely else 1.0), rtol=1e-6)
+        np.testing.assert_allclose(
+            got[:, c], scores[:, c] * (factor if unlikely else 1.0), rtol=1e-6, atol=1e-30
+        )
     assert got.dtype == np.float32
 
 
