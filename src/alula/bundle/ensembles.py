@@ -63,16 +63,19 @@ class EnsembleManifest(
     checksum: str = ""
 
 
+def _as_read(manifest: EnsembleManifest) -> EnsembleManifest:
+    """Return the manifest as it will be read: 1 in a field of floats is written as 1, and read as 1.0."""
+    return msgspec.json.decode(msgspec.json.encode(manifest), type=EnsembleManifest)
+
+
 def _checksum(manifest: EnsembleManifest) -> str:
-    plain = msgspec.structs.replace(manifest, checksum="")
-    # Once there and back: 1 in a field of floats is written as 1, and read and written again as 1.0.
-    plain = msgspec.json.decode(msgspec.json.encode(plain), type=EnsembleManifest)
+    plain = _as_read(msgspec.structs.replace(manifest, checksum=""))
     return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
 
 
 def encode_ensemble(manifest: EnsembleManifest) -> bytes:
     """Return the bytes of an ensemble's `bundle.json`, indented, with its checksum filled in."""
-    sealed = msgspec.structs.replace(manifest, checksum=_checksum(manifest))
+    sealed = msgspec.structs.replace(_as_read(manifest), checksum=_checksum(manifest))
     return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
 
 

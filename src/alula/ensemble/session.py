@@ -123,7 +123,7 @@ class EnsembleSession:
             return np.concatenate(scores, axis=1)
         return self._activate(self._blender.blend(scores))
 
-    def blend_all(self, joined: Sequence[Float32], widths: Sequence[int]) -> list[Float32]:
+    def blend_all(self, joined: Sequence[Array], widths: Sequence[int]) -> list[Float32]:
         """Return the blended scores of a whole job, in the parts that its joined scores came in.
 
         Args:

@@ -398,7 +398,7 @@ class Ensemble:
         """Return the blended scores (n, c) of a batch as a 1-tuple; for `whole_job` see `blend_all`."""
         return (self._session.run(batch),)
 
-    def blend_all(self, scores: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def blend_all(self, scores: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the blended scores of all rows of a job, in the parts that `scores` gave, such as files."""
         return self._session.blend_all(scores, self._plan.widths)
 

@@ -310,7 +310,7 @@ def test_members_never_exceed_the_budget(
 
 def test_every_session_is_closed(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[FakeSession] = []
-    monkeypatch.setattr(FakeSession, "close", closed.append)
+    monkeypatch.setattr(FakeSession, "close", lambda session: closed.append(session))
     make_ensemble([maker.arrays("p"), maker.arrays("q")], tmp_path / "e.alula")
     opened(tmp_path / "e.alula").close()
     assert len(closed) == 2
