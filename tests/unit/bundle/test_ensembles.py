@@ -14,6 +14,7 @@ from alula.bundle import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     EnsembleManifest,
+    FileRecord,
     MemberRecord,
     decode_ensemble,
     encode_ensemble,
@@ -98,6 +99,15 @@ def test_it_reads_as_it_was_written(ensemble: Path, bundles: dict[str, Path]) ->
     assert encode_ensemble(manifest) == (ensemble / MANIFEST_NAME).read_bytes()
     for name, bundle in bundles.items():
         assert read_manifest(ensemble / "members" / name) == read_manifest(bundle)
+
+
+def test_the_layout_stays_that_of_schema_version_1() -> None:
+    """A field that is added, renamed or reordered changes the checksum of every ensemble there is."""
+    member = MemberRecord(name="a", folder="members/a", checksum="0" * 64, view=View(keep_s=5.0))
+    manifest = described({}, members=(member,), files={"f": FileRecord(sha256="1" * 64, bytes=1)})
+    assert json.loads(encode_ensemble(manifest))["checksum"] == (
+        "490c5b4269cdafe797e7dc97d6bb483acac549720089868f52612761c437b8c6"
+    )
 
 
 def test_views_are_kept(bundles: dict[str, Path], tmp_path: Path) -> None:

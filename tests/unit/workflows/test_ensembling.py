@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.stats
-from bundles import write_scripted_bundle, write_wav
+from bundles import write_images, write_scripted_bundle, write_wav
 
-from alula.bundle import read_ensemble
+from alula.bundle import read_ensemble, read_manifest
 from alula.core import (
     ArrayInput,
     AudioInput,
@@ -20,6 +21,7 @@ from alula.core import (
     CentralMaximum,
     CutOff,
     Geometric,
+    ImageInput,
     Mean,
     Power,
     Rank,
@@ -285,6 +287,61 @@ def test_equal_features_are_computed_once_and_each_file_is_read_once(
     assert sorted(read) == recordings
 
 
+def test_images_are_decoded_once(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = ensembling.read_image
+
+    def noted(path: Path) -> np.ndarray:
+        read.append(path)
+        return real(path)
+
+    images = write_images(tmp_path / "in", per_class=1)
+    files = sorted(images.rglob("*.png"))
+    descriptions = [
+        ImageInput(height=16, width=16),
+        ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,)),
+    ]
+    bundles = [
+        write_scripted_bundle(
+            tmp_path / f"m{k}.alula",
+            scratch=tmp_path / "scratch",
+            description=description,
+            outputs=scores_spec(2),
+            shape=(3, 16, 16),
+        )
+        for k, description in enumerate(descriptions)
+    ]
+    make_ensemble(bundles, tmp_path / "e.alula")
+    monkeypatch.setattr(ensembling, "read_image", noted)
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(files))
+    assert sorted(read) == files
+    for result, path in zip(results, files, strict=True):
+        red = real(path)[0, :2, 0] / 255.0
+        assert result.start_s is None
+        np.testing.assert_allclose(result.scores, [(red + (red - 0.5) / 0.25) / 2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_that_does_not_fit_fails_alone(maker: Maker, arrays: list[Path], tmp_path: Path) -> None:
+    make_ensemble([maker.arrays("p")], tmp_path / "e.alula")
+    np.save(arrays[2], np.zeros(3, np.float32))
+    with opened(tmp_path / "e.alula") as ensemble:
+        errors = [result.error for result in ensemble.map(arrays)]
+    assert [error is None for error in errors] == [True, True, False, True, True, True, True]
+    assert str(errors[2]) == f"{arrays[2]}: its shape is (3,); expected (4,)."
+
+
+def test_idle_threads_of_onnxruntime_do_not_spin_beside_others(maker: Maker) -> None:
+    manifest = read_manifest(maker.arrays("p", settings=Settings(knobs={"arena": False})))
+    assert ensembling._beside_others(manifest) == manifest
+    deployed = msgspec.structs.replace(manifest.chosen, recipe="onnxruntime/fp32")
+    patient = ensembling._beside_others(
+        msgspec.structs.replace(manifest, chosen=deployed, fallbacks=(deployed,))
+    )
+    for each in (patient.chosen, *patient.fallbacks):
+        assert each.settings.knobs == {"arena": False, "spin": False}
+
+
 def test_members_never_exceed_the_budget(
     maker: Maker, arrays: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +367,11 @@ def test_members_never_exceed_the_budget(
 
 def test_every_session_is_closed(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[FakeSession] = []
-    monkeypatch.setattr(FakeSession, "close", lambda session: closed.append(session))
+
+    def close(session: FakeSession) -> None:
+        closed.append(session)
+
+    monkeypatch.setattr(FakeSession, "close", close)
     make_ensemble([maker.arrays("p"), maker.arrays("q")], tmp_path / "e.alula")
     opened(tmp_path / "e.alula").close()
     assert len(closed) == 2
