@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,6 @@ class Bundle:
         self.manifest = manifest
         self._running = running
         self._threads = threads
-        self._reader = FileReader(manifest.input)
 
     @property
     def description(self) -> InputDescription:
@@ -144,6 +144,11 @@ class Bundle:
         ]
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    @functools.cached_property
+    def _reader(self) -> FileReader:
+        # Not before it is needed: features want libraries that calls with arrays do without.
+        return FileReader(self.manifest.input)
 
     @property
     def _batch(self) -> int:
