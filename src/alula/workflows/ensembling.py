@@ -286,9 +286,10 @@ class _SharedReader:
         else:
             array = read_array(path)
             try:
-                yield (None, None), tuple(features.transform(array) for features in self._arrays)
+                arrays = tuple(features.transform(array) for features in self._arrays)
             except DataError as error:
                 raise DataError(path, error.reason) from error
+            yield (None, None), arrays
 
 
 class Ensemble:
