@@ -91,7 +91,7 @@ class Blender:
             raise EngineError(
                 f"The members gave {', '.join(str(s[0]) for s in shapes)} rows; expected as many each."
             )
-        return shapes[0][0]
+        return int(shapes[0][0])
 
     def _parts(self, scores: Sequence[npt.NDArray[Any]]) -> Iterator[Float32]:
         """Yield the columns of each member that the result has, in the result's order."""
@@ -148,7 +148,8 @@ class Blender:
             ):
                 relative = part / (scale if placement.target is None else scale[:, placement.target])
                 relative[:, _at(weights, placement) == 0] = 0.0
-                yield np.square(relative) if exponent == 2 else relative ** np.float32(exponent)
+                power = np.square(relative) if exponent == 2 else relative ** np.float32(exponent)
+                yield np.asarray(power, dtype=np.float32)
 
         return highest * self._weighted_sum(n, powers()) ** np.float32(1.0 / exponent)
 
@@ -192,7 +193,7 @@ def _shares(blend: Blend, alignment: Alignment) -> Float32:
             f"No member that knows {name} has a weight above 0, so it has no score. Raise a weight, or leave "
             "the class out of the labels."
         )
-    return (weights / sums).astype(np.float32)
+    return np.asarray(weights / sums, dtype=np.float32)
 
 
 def _column(weights: Sequence[float], members: int, name: str) -> npt.NDArray[np.float64]:

@@ -119,9 +119,10 @@ def _segments(track: Track, segment_s: float) -> Track:
         total[place[begins]] += np.add.reduceat(terms, begins, axis=0)
         weight[place[begins]] += np.add.reduceat(shares, begins)
     filled = np.flatnonzero(weight)
+    means = total[filled] / weight[filled, None].astype(np.float32)
     index = first + filled.astype(np.float64)
     return Track(
         start_s=index * segment_s,
         end_s=(index + 1) * segment_s,
-        scores=total[filled] / weight[filled, None].astype(np.float32),
+        scores=np.asarray(means, dtype=np.float32),
     )

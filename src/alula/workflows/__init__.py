@@ -7,7 +7,7 @@ from alula.workflows.ensembling import Ensemble, load, make_ensemble
 from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
-from alula.workflows.running import Bundle, Prediction
+from alula.workflows.running import Bundle, Prediction, load_bundle
 from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "bench",
     "diagnose",
     "load",
+    "load_bundle",
     "make_ensemble",
     "optimize",
     "parse_duration_s",
