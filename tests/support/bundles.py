@@ -5,14 +5,16 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from tiny import write_linear_onnx
 
-from alula.bundle import Baseline, Deployed, Manifest, write_bundle
+from alula.bundle import Activation, Baseline, Deployed, Manifest, write_bundle
 from alula.core import (
     Accuracy,
     AudioInput,
     ImageInput,
+    InputDescription,
     LogMel,
     Ratio,
     Recipe,
@@ -21,6 +23,7 @@ from alula.core import (
     TensorSpec,
 )
 from alula.engines import engine_named
+from alula.engines.fake import FakeScript
 from alula.features import AudioFeatures, make_features
 from alula.hardware import fingerprint
 
@@ -30,6 +33,60 @@ SONGS = ("chirp", "hum", "whistle")
 RECORDINGS = AudioInput(
     sample_rate_hz=8000, window_s=1.0, mel=LogMel(n_fft=256, hop=128, n_mels=8, f_max_hz=4000.0)
 )
+
+
+def write_scripted_bundle(
+    target: Path,
+    *,
+    scratch: Path,
+    description: InputDescription,
+    outputs: tuple[TensorSpec, ...],
+    shape: tuple[int, ...],
+    labels: tuple[str, ...] | None = None,
+    activation: Activation = "none",
+    scale: float = 1.0,
+    settings: Settings | None = None,
+) -> Path:
+    """Write a bundle on the fake engine: each output is the input's first values times `scale`; return it.
+
+    Args:
+        target: the bundle.
+        scratch: folder for what goes into it.
+        description: how files become inputs.
+        outputs: of the model.
+        shape: of one input, float32.
+        labels: class names.
+        activation: applied to the first output.
+        scale: of the outputs.
+        settings: how it runs.
+    """
+    scratch = scratch / target.name
+    (scratch / "artifact").mkdir(parents=True)
+    (scratch / "search.jsonl").write_bytes(b"")
+    (scratch / "artifact" / "fake.json").write_bytes(msgspec.json.encode(FakeScript(scale=scale)))
+    signature = Signature((TensorSpec("x", "float32", ("b", *shape)),), outputs)
+    settings = Settings(batch_size=4) if settings is None else settings
+    session = engine_named("fake").load(
+        scratch / "artifact", recipe=Recipe("fake", "fp32"), signature=signature, settings=settings
+    )
+    golden = np.random.default_rng(3).uniform(0.1, 1, (4, *shape)).astype(np.float32)
+    results = {f"fake_{index}": result for index, result in enumerate(session.run((golden,)))}
+    write_bundle(
+        target,
+        _manifest(
+            signature,
+            description,
+            labels=labels,
+            activation=activation,
+            recipe="fake/fp32",
+            settings=settings,
+            golden=tuple(results),
+        ),
+        artifacts={"artifacts/fake-fp32": scratch / "artifact"},
+        golden={"input_0": golden, **results},
+        journal=scratch / "search.jsonl",
+    )
+    return target
 
 
 def write_images(folder: Path, *, per_class: int, seed: int = 0) -> Path:
@@ -88,23 +145,52 @@ def write_audio_bundle(target: Path, *, scratch: Path) -> Path:
     (outputs,) = session.run((golden,))
     session.close()
     (scratch / "search.jsonl").write_bytes(b"")
-    manifest = Manifest(
+    manifest = _manifest(
+        signature,
+        RECORDINGS,
+        labels=SONGS,
+        activation="sigmoid",
+        recipe="onnxruntime/fp32",
+        settings=settings,
+        golden=("onnxruntime-fp32_0",),
+    )
+    write_bundle(
+        target,
+        manifest,
+        artifacts={"artifacts/onnxruntime-fp32": artifact},
+        golden={"input_0": golden, "onnxruntime-fp32_0": outputs},
+        journal=scratch / "search.jsonl",
+    )
+    return target
+
+
+def _manifest(
+    signature: Signature,
+    description: InputDescription,
+    *,
+    labels: tuple[str, ...] | None,
+    activation: Activation,
+    recipe: str,
+    settings: Settings,
+    golden: tuple[str, ...],
+) -> Manifest:
+    return Manifest(
         schema_version=1,
         alula_version="0",
         created="2024-01-01T00:00:00+00:00",
-        model="linear",
+        model="a model",
         signature=signature,
-        input=RECORDINGS,
-        labels=SONGS,
-        activation="sigmoid",
+        input=description,
+        labels=labels,
+        activation=activation,
         chosen=Deployed(
-            recipe="onnxruntime/fp32",
-            artifact="artifacts/onnxruntime-fp32",
+            recipe=recipe,
+            artifact=f"artifacts/{recipe.replace('/', '-')}",
             settings=settings,
             throughput_per_s=100.0,
             rounds_per_s=(100.0,),
             runs_code=False,
-            golden=("onnxruntime-fp32_0",),
+            golden=golden,
         ),
         fallbacks=(),
         baseline=Baseline(
@@ -126,11 +212,3 @@ def write_audio_bundle(target: Path, *, scratch: Path) -> Path:
         golden_inputs=("input_0",),
         files={},
     )
-    write_bundle(
-        target,
-        manifest,
-        artifacts={"artifacts/onnxruntime-fp32": artifact},
-        golden={"input_0": golden, "onnxruntime-fp32_0": outputs},
-        journal=scratch / "search.jsonl",
-    )
-    return target

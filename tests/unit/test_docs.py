@@ -14,11 +14,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from alula.bundle import Manifest
+from alula.bundle import EnsembleManifest, Manifest
 from alula.core import Settings, Signature, TensorSpec
 from alula.engines import Engine, engine_named, engine_names
 from alula.errors import EngineError
 from alula.features import PRESETS, parse_description
+from alula.postprocess import parse_postprocessing
 from alula.quantization import quantizer_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +134,8 @@ def test_toml_blocks_are_what_they_say(text: str) -> None:
     tables = tomllib.loads(text)
     if "project" in tables:
         assert tables["project"]["entry-points"]["alula.engines"]
+    elif "step" in tables or "view" in tables:
+        parse_postprocessing(text)
     elif "type" in tables or "preset" in tables:
         parse_description(text)
     else:
@@ -147,7 +150,7 @@ def field_paths(kind: Any, prefix: str) -> Iterator[str]:
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         if kind.__struct_config__.tag is not None:
-            yield f"{prefix}.type"
+            yield f"{prefix}.type".lstrip(".")
         for field in msgspec.structs.fields(kind):
             yield from field_paths(field.type, f"{prefix}.{field.encode_name}".lstrip("."))
     elif origin is tuple:
@@ -176,6 +179,12 @@ def test_bundle_format_lists_every_field_and_no_other() -> None:
     headings = {"input", "chosen", "fallbacks[]", "folder", "machine", "input.mel"}
     assert real - listed == set(), "not described"
     assert listed - real - headings == set(), "described, but there is no such field"
+
+
+def test_the_format_of_ensembles_lists_every_field_and_no_other() -> None:
+    text = (ROOT / "docs" / "ensembles.md").read_text("utf-8").partition("## Format")[2]
+    listed = set(re.findall(r"^\| `([a-z_.\[\]{}0-9]+)` \|", text, re.MULTILINE))
+    assert listed == set(field_paths(EnsembleManifest, ""))
 
 
 def test_the_example_engine_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,11 @@
 """The delivered folder: written in one step, verified byte by byte, started where it is right."""
 
+from alula.bundle.ensembles import (
+    EnsembleManifest,
+    MemberRecord,
+    decode_ensemble,
+    encode_ensemble,
+)
 from alula.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -13,8 +19,25 @@ from alula.bundle.manifest import (
     encode_manifest,
 )
 from alula.bundle.measurements import MEASUREMENTS_NAME, FinalRounds, Measurements, read_measurements
-from alula.bundle.read import BundleWarning, Running, fitted, read_manifest, start, verify
-from alula.bundle.write import GOLDEN_NAME, JOURNAL_NAME, is_bundle, rewrite_manifest, write_bundle
+from alula.bundle.read import (
+    BundleWarning,
+    Running,
+    fitted,
+    is_ensemble,
+    read_ensemble,
+    read_manifest,
+    start,
+    verify,
+    verify_members,
+)
+from alula.bundle.write import (
+    GOLDEN_NAME,
+    JOURNAL_NAME,
+    is_bundle,
+    rewrite_manifest,
+    write_bundle,
+    write_ensemble,
+)
 
 __all__ = [
     "GOLDEN_NAME",
@@ -26,20 +49,28 @@ __all__ = [
     "Baseline",
     "BundleWarning",
     "Deployed",
+    "EnsembleManifest",
     "FileRecord",
     "FinalRounds",
     "FolderRun",
     "Manifest",
     "Measurements",
+    "MemberRecord",
     "Running",
+    "decode_ensemble",
     "decode_manifest",
+    "encode_ensemble",
     "encode_manifest",
     "fitted",
     "is_bundle",
+    "is_ensemble",
+    "read_ensemble",
     "read_manifest",
     "read_measurements",
     "rewrite_manifest",
     "start",
     "verify",
+    "verify_members",
     "write_bundle",
+    "write_ensemble",
 ]

@@ -13,6 +13,7 @@ from alula.errors import BundleError
 from alula.hardware import Fingerprint
 
 __all__ = [
+    "ENSEMBLE",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "Activation",
@@ -21,6 +22,8 @@ __all__ = [
     "FileRecord",
     "FolderRun",
     "Manifest",
+    "check_inside",
+    "checked_type",
     "decode_manifest",
     "encode_manifest",
     "sha256_of",
@@ -28,6 +31,7 @@ __all__ = [
 
 MANIFEST_NAME = "bundle.json"
 SCHEMA_VERSION = 1
+ENSEMBLE = "ensemble"
 Activation = Literal["none", "sigmoid", "softmax"]
 
 
@@ -149,6 +153,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class _Version(msgspec.Struct):
     schema_version: int
+    type: str = ""
 
 
 def _checksum(manifest: Manifest) -> str:
@@ -175,15 +180,11 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         BundleError: it is no JSON, of a newer schema, has wrong fields, was changed, or names files
             outside the bundle.
     """
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema_version
-    except msgspec.MsgspecError as error:
-        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
-    if version != SCHEMA_VERSION:
+    if checked_type(data, path) == ENSEMBLE:
         raise BundleError(
             path,
-            f"It has schema version {version}; this release reads version {SCHEMA_VERSION}. "
-            "Upgrade with `pip install --upgrade alula`, or make the bundle again.",
+            "It is the manifest of an ensemble; expected a bundle of one model. Give one of the bundles in "
+            "its folder `members`.",
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -194,11 +195,35 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
             path, "Its content does not fit its checksum: it was changed after it was written. Make it again."
         )
     for name in [*manifest.files, manifest.chosen.artifact, *(f.artifact for f in manifest.fallbacks)]:
-        _check_inside(name, path)
+        check_inside(name, path)
     return manifest
 
 
-def _check_inside(name: str, path: Path) -> None:
+def checked_type(data: bytes, path: Path) -> str:
+    """Return the type that a manifest says of itself: empty for that of one model.
+
+    Raises:
+        BundleError: it is no JSON, or of a newer schema.
+    """
+    try:
+        said = msgspec.json.decode(data, type=_Version)
+    except msgspec.MsgspecError as error:
+        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
+    if said.schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            path,
+            f"It has schema version {said.schema_version}; this release reads version {SCHEMA_VERSION}. "
+            "Upgrade with `pip install --upgrade alula`, or make the bundle again.",
+        )
+    return said.type
+
+
+def check_inside(name: str, path: Path) -> None:
+    """Check that a name in a manifest leads to a file inside the bundle.
+
+    Raises:
+        BundleError: it may lead elsewhere.
+    """
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or "\\" in name or ":" in name or "\0" in name:
         raise BundleError(path, f"It names the file `{name}`, which is outside the bundle. Do not use it.")

@@ -12,14 +12,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.bundle.manifest import MANIFEST_NAME, Deployed, Manifest, decode_manifest, sha256_of
+from alula.bundle.ensembles import EnsembleManifest, decode_ensemble
+from alula.bundle.manifest import (
+    ENSEMBLE,
+    MANIFEST_NAME,
+    Deployed,
+    Manifest,
+    checked_type,
+    decode_manifest,
+    sha256_of,
+)
 from alula.bundle.write import GOLDEN_NAME
 from alula.core import Recipe, Settings
 from alula.engines import Arrays, Session, engine_named, run_in_batches
 from alula.errors import AlulaError, BundleError
 from alula.hardware import Fingerprint, fingerprint, int8_is_safe_here, thread_budget
 
-__all__ = ["BundleWarning", "Running", "fitted", "read_manifest", "start", "verify"]
+__all__ = [
+    "BundleWarning",
+    "Running",
+    "fitted",
+    "is_ensemble",
+    "read_ensemble",
+    "read_manifest",
+    "start",
+    "verify",
+    "verify_members",
+]
 
 MANIFEST_BYTES = 64 * 2**20
 
@@ -55,6 +74,15 @@ def read_manifest(bundle: Path) -> Manifest:
     Raises:
         BundleError: it is no bundle, or its manifest is refused (see `decode_manifest`).
     """
+    return decode_manifest(manifest_bytes(bundle), bundle / MANIFEST_NAME)
+
+
+def manifest_bytes(bundle: Path) -> bytes:
+    """Return the content of `bundle.json`, unchecked.
+
+    Raises:
+        BundleError: it is no bundle, or its manifest cannot be read.
+    """
     if not bundle.is_dir():
         what = "It is a file" if bundle.exists() else "It does not exist"
         raise BundleError(bundle, f"{what}; expected a bundle folder such as `birds.alula`.")
@@ -64,13 +92,12 @@ def read_manifest(bundle: Path) -> Manifest:
     try:
         if path.stat().st_size > MANIFEST_BYTES:
             raise BundleError(path, f"It is larger than {MANIFEST_BYTES} bytes, which no manifest is.")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(path, f"It cannot be read: {error.strerror or error}.") from error
-    return decode_manifest(data, path)
 
 
-def verify(bundle: Path, manifest: Manifest) -> None:
+def verify(bundle: Path, manifest: Manifest | EnsembleManifest) -> None:
     """Check that the bundle's files are those that its manifest lists: no more, no fewer, no other bytes.
 
     Raises:
@@ -99,6 +126,60 @@ def verify(bundle: Path, manifest: Manifest) -> None:
             raise BundleError(
                 bundle / name, "Its content was changed after the bundle was written. Copy the bundle again."
             )
+
+
+def is_ensemble(bundle: Path) -> bool:
+    """Return whether a bundle is an ensemble.
+
+    Raises:
+        BundleError: it is no bundle, its manifest cannot be read, or is of a newer schema.
+    """
+    return checked_type(manifest_bytes(bundle), bundle / MANIFEST_NAME) == ENSEMBLE
+
+
+def read_ensemble(bundle: Path) -> EnsembleManifest:
+    """Return the manifest of an ensemble's folder.
+
+    Raises:
+        BundleError: it is no ensemble, or its manifest is refused (see `decode_ensemble`).
+    """
+    return decode_ensemble(manifest_bytes(bundle), bundle / MANIFEST_NAME)
+
+
+def verify_members(bundle: Path, manifest: EnsembleManifest) -> tuple[Manifest, ...]:
+    """Return the manifests of an ensemble's members, which are those that it was made of.
+
+    The bytes of the members' files are not read again: the ensemble lists them too, and `verify` has.
+
+    Args:
+        bundle: verified folder.
+        manifest: its manifest.
+
+    Raises:
+        BundleError: a member's manifest is refused, is another, or lists other files than the ensemble does.
+    """
+    manifests = []
+    for member in manifest.members:
+        folder = bundle / member.folder
+        own = read_manifest(folder)
+        if own.checksum != member.checksum:
+            raise BundleError(
+                folder, "It is another bundle than the ensemble was made of. Make the ensemble again."
+            )
+        listed = {
+            name.removeprefix(f"{member.folder}/"): record
+            for name, record in manifest.files.items()
+            if name.startswith(f"{member.folder}/")
+        }
+        listed.pop(MANIFEST_NAME, None)
+        if listed != own.files:
+            name = min(set(listed.items()) ^ set(own.files.items()), key=str)[0]
+            raise BundleError(
+                folder / name,
+                "The ensemble and the member say different things of it. Make the ensemble again.",
+            )
+        manifests.append(own)
+    return tuple(manifests)
 
 
 def _inside(path: Path, bundle: Path) -> Sequence[Path]:

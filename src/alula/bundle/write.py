@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.bundle.ensembles import EnsembleManifest, encode_ensemble
 from alula.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest, sha256_of
 from alula.bundle.measurements import MEASUREMENTS_NAME, Measurements
 from alula.errors import BundleError, DiskFullError
 from alula.hardware import writing
 
-__all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "is_bundle", "rewrite_manifest", "write_bundle"]
+__all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "is_bundle", "rewrite_manifest", "write_bundle", "write_ensemble"]
 
 GOLDEN_NAME = "golden.npz"
 JOURNAL_NAME = "search.jsonl"
@@ -48,32 +49,71 @@ def write_bundle(
         BundleError: the target exists and may not be replaced, is no bundle, or cannot be written.
         DiskFullError: there is no space for it; what was at the target is as it was.
     """
-    if target.exists() and not (replace and is_bundle(target)):
-        raise BundleError(target, "It exists already. Choose another name, or remove it first.")
-    try:
-        with writing("the bundle", target):
-            _write(target, manifest, artifacts, golden, journal, measurements)
-    except OSError as error:
-        raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
 
-
-def _write(
-    target: Path,
-    manifest: Manifest,
-    artifacts: Mapping[str, Path],
-    golden: Mapping[str, NDArray[np.generic]],
-    journal: Path,
-    measurements: Measurements | None,
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    def fill(scratch: Path) -> None:
         for name, folder in artifacts.items():
             shutil.copytree(folder, scratch / name, copy_function=_copied)
         np.savez(scratch / GOLDEN_NAME, allow_pickle=False, **dict(golden))
         shutil.copy2(journal, scratch / JOURNAL_NAME)
         if measurements is not None:
             (scratch / MEASUREMENTS_NAME).write_bytes(msgspec.json.encode(measurements))
+
+    def seal(files: dict[str, FileRecord]) -> bytes:
+        return encode_manifest(msgspec.structs.replace(manifest, files=files))
+
+    _put(target, fill, seal, replace=replace)
+
+
+def write_ensemble(
+    target: Path, manifest: EnsembleManifest, *, members: Mapping[str, Path], replace: bool = False
+) -> None:
+    """Write an ensemble, its members copied into it; `manifest.files` is filled in here.
+
+    Args:
+        target: folder to make, usually `NAME.alula`.
+        manifest: everything else that its `bundle.json` says.
+        members: by folder inside the ensemble, the verified bundle to copy.
+        replace: whether an existing bundle at `target` may be replaced.
+
+    Raises:
+        BundleError: the target exists and may not be replaced, is no bundle, or cannot be written.
+        DiskFullError: there is no space for it; what was at the target is as it was.
+    """
+
+    def fill(scratch: Path) -> None:
+        for name, folder in members.items():
+            shutil.copytree(folder, scratch / name, copy_function=_copied)
+
+    def seal(files: dict[str, FileRecord]) -> bytes:
+        return encode_ensemble(msgspec.structs.replace(manifest, files=files))
+
+    _put(target, fill, seal, replace=replace)
+
+
+def _put(
+    target: Path,
+    fill: Callable[[Path], None],
+    seal: Callable[[dict[str, FileRecord]], bytes],
+    *,
+    replace: bool,
+) -> None:
+    """Make the folder: `fill` writes its files, `seal` gives the manifest that lists them."""
+    if target.exists() and not (replace and is_bundle(target)):
+        raise BundleError(target, "It exists already. Choose another name, or remove it first.")
+    try:
+        with writing("the bundle", target):
+            _write(target, fill, seal)
+    except OSError as error:
+        raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
+
+
+def _write(
+    target: Path, fill: Callable[[Path], None], seal: Callable[[dict[str, FileRecord]], bytes]
+) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        fill(scratch)
         files = {
             path.relative_to(scratch).as_posix(): FileRecord(
                 sha256=sha256_of(path), bytes=path.stat().st_size
@@ -81,8 +121,7 @@ def _write(
             for path in sorted(scratch.rglob("*"))
             if path.is_file()
         }
-        sealed = msgspec.structs.replace(manifest, files=files)
-        (scratch / MANIFEST_NAME).write_bytes(encode_manifest(sealed))
+        (scratch / MANIFEST_NAME).write_bytes(seal(files))
         scratch.chmod(0o755)  # mkdtemp makes private folders
         if target.exists():
             old = scratch.with_name(f"{scratch.name}-old")

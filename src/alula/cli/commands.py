@@ -16,6 +16,7 @@ from alula.errors import UsageError
 __all__ = ["cli"]
 
 SCENARIOS = get_args(Scenario)
+BLENDS = ("mean", "logits", "geometric", "power", "rank", "min", "max")
 EXIT_SOME_INPUTS_FAILED = 3
 FOLDER = click.Path(path_type=Path)
 
@@ -173,6 +174,46 @@ def predict(
 
 
 @cli.command()
+@click.argument("bundles", nargs=-1, required=True, type=FOLDER)
+@click.option("-o", "--output", type=FOLDER, required=True, help="The ensemble to make, NAME.alula.")
+@click.option(
+    "--blend",
+    type=click.Choice(BLENDS),
+    default="mean",
+    show_default=True,
+    help="How scores become one; `logits` is their mean before the activation.",
+)
+@click.option("--weights", help="One per bundle, such as 2,1; default all alike.")
+@click.option("--class-weights", type=FOLDER, help="TOML file of label = [weight of each bundle].")
+@click.option("--exponent", type=float, help="Of `--blend power`; default 2.")
+@click.option("--labels", help="Classes of the result: a,b,c or a file with one per line; default all.")
+@click.option("--post", type=FOLDER, help="TOML file of post-processing: views of bundles and steps.")
+@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+@command_options
+def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
+    """Make one bundle of BUNDLES whose scores are blended; `alula predict` runs it like any other."""
+    from alula.cli.blends import blend_of
+    from alula.cli.render import draw_ensemble
+    from alula.postprocess import read_postprocessing
+    from alula.workflows import make_ensemble
+
+    manifest = make_ensemble(
+        bundles,
+        options["output"],
+        blend=blend_of(
+            options["blend"],
+            weights=options["weights"],
+            class_weights=options["class_weights"],
+            exponent=options["exponent"],
+        ),
+        post=None if options["post"] is None else read_postprocessing(options["post"]),
+        labels=_labels(options["labels"]),
+        replace=options["replace"],
+    )
+    screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))
+
+
+@cli.command()
 @click.argument("what", nargs=-1, required=True)
 @click.option("--compare", multiple=True, help="Another bundle or model, measured in turn. Repeatable.")
 @click.option("--scenario", type=click.Choice(SCENARIOS), default="offline", show_default=True)
@@ -277,9 +318,15 @@ def report(screen: Screen, bundle: Path, output: Path | None) -> None:
 @command_options
 def inspect(screen: Screen, bundle: Path) -> None:
     """Say what is inside BUNDLE, what was measured and why it was chosen; checks every byte."""
-    from alula.bundle import read_manifest, verify
-    from alula.cli.render import draw_search
+    from alula.bundle import is_ensemble, read_ensemble, read_manifest, verify, verify_members
+    from alula.cli.render import draw_ensemble, draw_search
 
+    if is_ensemble(bundle):
+        whole = read_ensemble(bundle)
+        verify(bundle, whole)
+        verify_members(bundle, whole)
+        screen.result(whole, lambda console: draw_ensemble(console, bundle, whole))
+        return
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
     screen.result(manifest, lambda console: draw_search(console, bundle, manifest))

@@ -155,6 +155,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 _LISTS = {
+    "bundles",
     "inputs",
     "names",
     "what",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from alula.bundle import JOURNAL_NAME, Manifest, read_measurements
+from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, read_measurements
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
@@ -18,6 +19,7 @@ __all__ = [
     "draw_bench",
     "draw_demo",
     "draw_diagnosis",
+    "draw_ensemble",
     "draw_manifest",
     "draw_prediction",
     "draw_search",
@@ -176,6 +178,37 @@ def _draw_pairs(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table, highlight=False, markup=False)
+
+
+def draw_ensemble(console: Console, bundle: Path, manifest: EnsembleManifest) -> None:
+    """Draw what an ensemble is made of and how its scores become one."""
+    size = sum(record.bytes for record in manifest.files.values())
+    _draw_pairs(
+        console,
+        [
+            ("ensemble", f"{bundle} ({size / 2**20:.1f} MiB, {len(manifest.files) + 1} files)"),
+            *(("member", _fields(member.name, member.view)) for member in manifest.members),
+            ("blend", _fields(str(manifest.blend.__struct_config__.tag), manifest.blend)),
+            ("labels", "none" if manifest.labels is None else _short(manifest.labels)),
+            *(("step", _fields(str(step.__struct_config__.tag), step)) for step in manifest.steps),
+        ],
+    )
+
+
+def _fields(name: str, value: msgspec.Struct) -> str:
+    """Return a name and what a value says beyond its defaults.
+
+    >>> from alula.core import TopScaling
+    >>> _fields("top", TopScaling(k=3))
+    'top, k 3'
+    """
+    said = [name]
+    for field in msgspec.structs.fields(value):
+        given = getattr(value, field.name)
+        if given not in (None, {}):
+            words = msgspec.json.encode(given).decode() if not isinstance(given, str) else given
+            said.append(f"{field.name} {words}")
+    return ", ".join(said)
 
 
 def _short(names: Sequence[str]) -> str:

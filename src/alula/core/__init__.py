@@ -1,5 +1,6 @@
 """Frozen value types shared by every part of Alula. No engine types, no I/O."""
 
+from alula.core.blends import Blend, Geometric, Maximum, Mean, Minimum, Power, Rank
 from alula.core.inputs import (
     Affine,
     ArrayInput,
@@ -12,6 +13,7 @@ from alula.core.inputs import (
     ZScore,
 )
 from alula.core.peaks import Roofline, Share, Work, share_of_peak
+from alula.core.postprocess import CentralMaximum, CutOff, OverlapMean, Smoothing, Step, TopScaling, View
 from alula.core.types import (
     ARTIFACT_FILES,
     Accepted,
@@ -40,16 +42,26 @@ __all__ = [
     "Affine",
     "ArrayInput",
     "AudioInput",
+    "Blend",
     "Candidate",
+    "CentralMaximum",
+    "CutOff",
     "ExportFormat",
     "Failed",
+    "Geometric",
     "ImageInput",
     "InputDescription",
     "LogMel",
+    "Maximum",
+    "Mean",
     "MinMax",
+    "Minimum",
     "Normalization",
     "Outcome",
+    "OverlapMean",
+    "Power",
     "Precision",
+    "Rank",
     "Ratio",
     "Recipe",
     "Rejected",
@@ -60,8 +72,12 @@ __all__ = [
     "Settings",
     "Share",
     "Signature",
+    "Smoothing",
+    "Step",
     "TensorSpec",
     "Throughput",
+    "TopScaling",
+    "View",
     "Work",
     "ZScore",
     "share_of_peak",

@@ -18,7 +18,7 @@ from alula.demo.model import demo_input, weights_path
 from alula.demo.songs import LABELS, read_truth, window_truth, write_clips, write_soundscapes
 from alula.errors import UsageError
 from alula.pipeline import Progress
-from alula.workflows import PredictionReport, load, optimize, predict
+from alula.workflows import PredictionReport, load_bundle, optimize, predict
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -96,7 +96,7 @@ def run_demo(
     ).close()
     report("predicting over the soundscapes")
     # The demo's own bundle, made a moment ago: its code is ours.
-    with load(bundle_path, trust_code=True) as bundle:
+    with load_bundle(bundle_path, trust_code=True) as bundle:
         prediction = predict(
             bundle,
             sorted((folder / "soundscapes").glob("*.wav")),

@@ -10,19 +10,36 @@ from alula.features.array import ArrayFeatures
 from alula.features.audio import AudioFeatures, Window
 from alula.features.describe import PRESETS, parse_description, read_description, to_toml
 from alula.features.image import ImageFeatures
-from alula.features.mel import MelSpectrogram, mel_filters
+from alula.features.mel import MelSpectrogram, MelSpectrograms, SpectrumKey, mel_filters, spectrum_key
+from alula.features.shared import (
+    Demand,
+    SharedAudioFeatures,
+    SharedRow,
+    canonical,
+    distinct_demands,
+    feature_key,
+)
 
 __all__ = [
     "PRESETS",
     "ArrayFeatures",
     "AudioFeatures",
+    "Demand",
     "ImageFeatures",
     "MelSpectrogram",
+    "MelSpectrograms",
+    "SharedAudioFeatures",
+    "SharedRow",
+    "SpectrumKey",
     "Window",
+    "canonical",
+    "distinct_demands",
+    "feature_key",
     "make_features",
     "mel_filters",
     "parse_description",
     "read_description",
+    "spectrum_key",
     "to_toml",
 ]
 

@@ -12,7 +12,7 @@ from alula.core import AudioInput
 from alula.errors import DataError, EngineUnavailableError
 from alula.features.mel import MelSpectrogram
 
-__all__ = ["AudioFeatures", "Window"]
+__all__ = ["AudioFeatures", "Window", "cut_windows", "mixed", "normalize_peaks", "resampled"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -31,7 +31,7 @@ class Window(NamedTuple):
     samples: Float32
 
 
-def _mono(block: npt.NDArray[Any]) -> Float32:
+def mixed(block: npt.NDArray[Any]) -> Float32:
     """Return the mean over the channels."""
     if block.ndim != 2 or block.shape[1] < 1 or block.dtype.kind != "f":
         raise DataError(
@@ -46,7 +46,7 @@ def _mono(block: npt.NDArray[Any]) -> Float32:
     return mixed
 
 
-def _resampled(waves: Iterable[Float32], from_hz: int, to_hz: int) -> Iterator[Float32]:
+def resampled(waves: Iterable[Float32], from_hz: int, to_hz: int) -> Iterator[Float32]:
     """Yield the waves at another rate; the bits do not depend on how the signal is cut into blocks."""
     try:
         import soxr
@@ -56,6 +56,63 @@ def _resampled(waves: Iterable[Float32], from_hz: int, to_hz: int) -> Iterator[F
     for wave in waves:
         yield stream.resample_chunk(wave)
     yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+def cut_windows(
+    waves: Iterable[Float32], *, length: int, hop: int, lead: int = 0, trail: int = 0
+) -> Iterator[Float32]:
+    """Yield the windows of a recording, in order, while its waves come in; the last is padded with zeros.
+
+    The last window is the first that reaches the last sample, or the last zero of `trail`. A recording
+    without samples has no windows.
+
+    Args:
+        waves: consecutive pieces, each of shape (t,), any t.
+        length: samples of a window.
+        hop: samples between the starts of two windows, at most `length`.
+        lead: zeros before the first sample, fewer than `length`.
+        trail: zeros behind the last sample.
+
+    Yields:
+        Shape (length,); the same array every time, with other content.
+
+    >>> [window.tolist() for window in cut_windows([np.ones(3, np.float32)], length=2, hop=2)]
+    [[1.0, 1.0], [1.0, 0.0]]
+    """
+    held = np.zeros(length, dtype=np.float32)
+    filled = lead
+    unseen = False
+    for wave in waves if not trail else _followed_by_silence(waves, trail):
+        taken = 0
+        while taken < len(wave):
+            piece = wave[taken : taken + length - filled]
+            held[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            taken += len(piece)
+            unseen = True
+            if filled == length:
+                yield held
+                held[: length - hop] = held[hop:]
+                filled = length - hop
+                unseen = False
+    if unseen:
+        held[filled:] = 0.0
+        yield held
+
+
+def _followed_by_silence(waves: Iterable[Float32], trail: int) -> Iterator[Float32]:
+    heard = False
+    for wave in waves:
+        heard = heard or len(wave) > 0
+        yield wave
+    if heard:
+        yield np.zeros(trail, dtype=np.float32)
+
+
+def normalize_peaks(waves: Float32) -> None:
+    """Divide each window, shape (n, t), by its largest absolute value, in place; silence stays 0."""
+    peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
+    waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
 
 
 class AudioFeatures:
@@ -113,8 +170,7 @@ class AudioFeatures:
             )
         waves = np.array(waves, dtype=np.float32)
         if self._description.peak_normalize:
-            peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
-            waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
+            normalize_peaks(waves)
         if self._mel is None:
             return waves
         features = np.empty((len(waves), *self._mel.shape), dtype=np.float32)
@@ -142,29 +198,11 @@ class AudioFeatures:
             raise DataError("audio", f"the sample rate is {rate_hz} Hz; expected a positive number.")
         target_hz = self._description.sample_rate_hz
         length, hop = self._description.window_samples, self._description.hop_samples
-        waves: Iterable[Float32] = map(_mono, blocks)
+        waves: Iterable[Float32] = map(mixed, blocks)
         if rate_hz != target_hz:
-            waves = _resampled(waves, rate_hz, target_hz)
-        held = np.zeros(length, dtype=np.float32)
-        filled = index = 0
-        unseen = False
-        for wave in waves:
-            taken = 0
-            while taken < len(wave):
-                piece = wave[taken : taken + length - filled]
-                held[filled : filled + len(piece)] = piece
-                filled += len(piece)
-                taken += len(piece)
-                unseen = True
-                if filled == length:
-                    yield self._window(held, index)
-                    index += 1
-                    held[: length - hop] = held[hop:]
-                    filled = length - hop
-                    unseen = False
-        if unseen:
-            held[filled:] = 0.0
-            yield self._window(held, index)
+            waves = resampled(waves, rate_hz, target_hz)
+        for index, wave in enumerate(cut_windows(waves, length=length, hop=hop)):
+            yield self._window(wave, index)
 
     def _window(self, wave: Float32, index: int) -> Window:
         start_s = index * self._description.hop_samples / self._description.sample_rate_hz

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from alula.core import Affine, LogMel, MinMax, Normalization, ZScore
 from alula.errors import EngineUnavailableError, UsageError
 
-__all__ = ["MelSpectrogram", "mel_filters"]
+__all__ = ["MelSpectrogram", "MelSpectrograms", "SpectrumKey", "mel_filters", "spectrum_key"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -187,15 +188,223 @@ def _slopes(spectrogram: Float32) -> Float32:
     return slopes
 
 
-class MelSpectrogram:
-    """Computes the mel spectrogram of windows of one length.
+def _take_logarithm(spectrogram: Float32, mel: LogMel) -> None:
+    """Take the logarithm of one sample in place."""
+    if mel.log is None:
+        return
+    # A logarithm of zero must not be reached even if `amin` is zero in float32.
+    amin = np.float32(max(mel.amin, float(np.finfo(np.float32).tiny)))
+    if mel.log == "ln":
+        spectrogram += amin
+        np.log(spectrogram, out=spectrogram)
+        return
+    np.maximum(spectrogram, amin, out=spectrogram)
+    # The natural logarithm: NumPy has it vectorised on every CPU, log10 only with AVX-512.
+    np.log(spectrogram, out=spectrogram)
+    decibels_per_neper = (10.0 if mel.power == 2 else 20.0) / math.log(10.0)
+    spectrogram *= np.float32(decibels_per_neper)
+    if mel.ref == "max":
+        spectrogram -= spectrogram.max()
+    elif mel.ref != 1.0 or mel.amin > 1.0:
+        spectrogram -= np.float32(decibels_per_neper * math.log(max(mel.ref, mel.amin)))
+    if mel.top_db is not None:
+        np.maximum(spectrogram, spectrogram.max() - np.float32(mel.top_db), out=spectrogram)
 
-    Steps: pad, cut into frames, Hann window, FFT, magnitude or power, mel bands, logarithm, the
-    normalisations in their order, then the channels. With `channel_mode="deltas"` the slopes are those
-    of the normalised spectrogram, so that all three channels have the scale that the model sees.
+
+class SpectrumKey(NamedTuple):
+    """What two descriptions of one rate and one length of windows must have in common to share an FFT."""
+
+    n_fft: int
+    hop: int
+    win: int
+    center: bool
+    pad_mode: str
+
+
+def spectrum_key(mel: LogMel) -> SpectrumKey:
+    """Return what the power spectrum of a description depends on, beside the waves.
+
+    >>> spectrum_key(LogMel(n_mels=64, log=None)) == spectrum_key(LogMel(win=2048, f_max_hz=8000.0))
+    True
+    """
+    # Without padding it does not matter by what one would pad.
+    pad_mode = mel.pad_mode if mel.center else "constant"
+    return SpectrumKey(mel.n_fft, mel.hop, mel.n_fft if mel.win is None else mel.win, mel.center, pad_mode)
+
+
+class _Bank(NamedTuple):
+    """What follows the spectrum for one description."""
+
+    mel: LogMel
+    groups: tuple[_BandGroup, ...]
+
+    def multiply(self, power: Float32, spectrogram: Float32) -> None:
+        """Write the mel bands of a chunk, shape (bands, frames), of its power, shape (frames, bins)."""
+        for group in self.groups:
+            np.matmul(
+                group.weights, power[:, group.low : group.high].T, out=spectrogram[group.start : group.stop]
+            )
+
+    def finish(self, out: Float32) -> None:
+        """Take the logarithm, normalise, and fill the other channels; bands are in the first."""
+        spectrogram = out[0]
+        _take_logarithm(spectrogram, self.mel)
+        for normalization in self.mel.normalize:
+            _normalize(spectrogram, normalization)
+        if self.mel.channels == 3:
+            deltas = self.mel.channel_mode == "deltas"
+            out[1] = _slopes(spectrogram) if deltas else spectrogram
+            out[2] = _slopes(out[1]) if deltas else spectrogram
+
+
+class MelSpectrograms:
+    """Computes several mel spectrograms of windows of one length from one FFT.
+
+    Steps: pad, cut into frames, Hann window, FFT, power; then for each description magnitude or power, mel
+    bands, logarithm, the normalisations in their order, and the channels. With `channel_mode="deltas"` the
+    slopes are those of the normalised spectrogram, so that all three channels have the scale that the model
+    sees. A description's result has the same bits whether others share its FFT or not.
 
     Thread-safe: any number of threads may call `transform_into` of one object at once. Each uses buffers
     of its own (about 2 MiB and a padded window), which are kept for the next call.
+
+    Args:
+        mels: what to compute; all with the same `spectrum_key`.
+        rate_hz: samples per second of the windows.
+        samples: length of a window.
+
+    Attributes:
+        shapes: shape (c, f, t) of one window's result, for each description.
+
+    Raises:
+        UsageError: a window of this length has no spectrogram by one of the descriptions, or they have no
+            spectrum in common.
+        EngineUnavailableError: scipy is missing.
+    """
+
+    def __init__(self, mels: Sequence[LogMel], *, rate_hz: int, samples: int) -> None:
+        keys = {spectrum_key(mel) for mel in mels}
+        if len(keys) != 1:
+            raise UsageError(
+                f"Spectrograms of {len(keys)} kinds of spectrum cannot share one; expected one kind."
+            )
+        (self._spectrum,) = keys
+        n_fft = self._spectrum.n_fft
+        self._samples = samples
+        self._pad = n_fft // 2 if self._spectrum.center else 0
+        frames = self._frames(samples)
+        self._chunk = min(frames, max(1, _CHUNK_SAMPLES // n_fft))
+        filters = [_checked_filters(mel, rate_hz, frames) for mel in mels]
+        used = np.flatnonzero(np.any([weights.any(axis=0) for weights in filters], axis=0))
+        self._low, self._high = int(used[0]), int(used[-1]) + 1
+        self._banks = tuple(
+            _Bank(mel, _band_groups(weights[:, self._low : self._high], self._chunk))
+            for mel, weights in zip(mels, filters, strict=True)
+        )
+        self._window = _hann(self._spectrum.win, n_fft)
+        self._rfft = _scipy_fft().rfft
+        self._idle: deque[_Workspace] = deque()
+        self.shapes = tuple((mel.channels, mel.n_mels, frames) for mel in mels)
+
+    def _frames(self, samples: int) -> int:
+        n_fft = self._spectrum.n_fft
+        if self._spectrum.pad_mode == "reflect" and self._pad >= samples:
+            raise UsageError(
+                f"A window of {samples} samples cannot be padded by reflection for n_fft {n_fft}; "
+                f"it must hold more than {self._pad} samples. Use longer windows, a smaller `n_fft` or "
+                '`pad_mode = "constant"`.'
+            )
+        padded = samples + 2 * self._pad
+        if padded < n_fft:
+            raise UsageError(
+                f"A window of {samples} samples holds no frame of n_fft {n_fft}. "
+                "Use longer windows, a smaller `n_fft` or `center = true`."
+            )
+        return 1 + (padded - n_fft) // self._spectrum.hop
+
+    def transform_into(self, wave: Float32, outs: Sequence[Float32]) -> None:
+        """Write the features of one window into `outs`.
+
+        Args:
+            wave: the window, shape (t,), float32, finite.
+            outs: receive the results, shapes (c, f, t') as in `shapes`, float32, contiguous.
+        """
+        # Taking from and giving back to a deque is atomic, so no two threads hold the same buffers.
+        try:
+            workspace = self._idle.pop()
+        except IndexError:
+            workspace = self._new_workspace()
+        try:
+            self._write_bands(wave, [out[0] for out in outs], workspace)
+        finally:
+            self._idle.append(workspace)
+        for bank, out in zip(self._banks, outs, strict=True):
+            bank.finish(out)
+
+    def _new_workspace(self) -> _Workspace:
+        n_fft, hop = self._spectrum.n_fft, self._spectrum.hop
+        bins = self._high - self._low
+        signal = np.zeros(self._samples + 2 * self._pad, dtype=np.float32)
+        return _Workspace(
+            signal=signal,
+            frames=np.lib.stride_tricks.sliding_window_view(signal, n_fft)[::hop],
+            windowed=np.empty((self._chunk, n_fft), dtype=np.float32),
+            squared=np.empty((self._chunk, 2 * bins), dtype=np.float32),
+            power=np.empty((self._chunk, bins), dtype=np.float32),
+        )
+
+    def _write_bands(self, wave: Float32, spectrograms: Sequence[Float32], workspace: _Workspace) -> None:
+        signal, pad = workspace.signal, self._pad
+        signal[pad : pad + self._samples] = wave
+        if pad and self._spectrum.pad_mode == "reflect":
+            signal[:pad] = wave[pad:0:-1]
+            signal[-pad:] = wave[-2 : -pad - 2 : -1]
+        banks = list(zip(self._banks, spectrograms, strict=True))
+        of_power = [(bank, bands) for bank, bands in banks if bank.mel.power == 2]
+        of_magnitude = [(bank, bands) for bank, bands in banks if bank.mel.power == 1]
+        frames = spectrograms[0].shape[1]
+        for first in range(0, frames, self._chunk):
+            last = min(first + self._chunk, frames)
+            power = self._power(first, last, workspace)
+            for bank, bands in of_power:
+                bank.multiply(power, bands[:, first:last])
+            if of_magnitude:
+                np.sqrt(power, out=power)
+            for bank, bands in of_magnitude:
+                bank.multiply(power, bands[:, first:last])
+
+    def _power(self, first: int, last: int, workspace: _Workspace) -> Float32:
+        """Return the squared magnitudes of some frames, shape (frames, bins in use)."""
+        windowed = workspace.windowed[: last - first]
+        squared = workspace.squared[: last - first]
+        power = workspace.power[: last - first]
+        np.multiply(workspace.frames[first:last], self._window, out=windowed)
+        spectrum = self._rfft(windowed, axis=1, overwrite_x=True, workers=1)
+        parts = spectrum.view(np.float32)[:, 2 * self._low : 2 * self._high]
+        np.square(parts, out=squared)
+        return np.add(squared[:, ::2], squared[:, 1::2], out=power)
+
+
+def _checked_filters(mel: LogMel, rate_hz: int, frames: int) -> Float32:
+    if mel.channels == 3 and mel.channel_mode == "deltas" and frames <= 2 * _DELTA_REACH:
+        raise UsageError(
+            f"A spectrogram of {frames} frames has no deltas, which are slopes over "
+            f"{2 * _DELTA_REACH + 1} frames. Use longer windows, a shorter `hop` or "
+            '`channel_mode = "repeat"`.'
+        )
+    filters = mel_filters(mel, rate_hz)
+    if not filters.any():
+        raise UsageError(
+            f"No FFT bin lies inside any of the {mel.n_mels} mel bands. "
+            "Raise `n_fft`, lower `n_mels` or widen `f_min_hz` to `f_max_hz`."
+        )
+    return filters
+
+
+class MelSpectrogram:
+    """Computes one mel spectrogram: `MelSpectrograms` of one description, with its steps and its errors.
+
+    Thread-safe, likewise.
 
     Args:
         mel: what to compute.
@@ -211,44 +420,8 @@ class MelSpectrogram:
     """
 
     def __init__(self, mel: LogMel, *, rate_hz: int, samples: int) -> None:
-        self._mel = mel
-        self._samples = samples
-        self._pad = mel.n_fft // 2 if mel.center else 0
-        if mel.pad_mode == "reflect" and self._pad >= samples:
-            raise UsageError(
-                f"A window of {samples} samples cannot be padded by reflection for n_fft {mel.n_fft}; "
-                f"it must hold more than {self._pad} samples. Use longer windows, a smaller `n_fft` or "
-                '`pad_mode = "constant"`.'
-            )
-        padded = samples + 2 * self._pad
-        if padded < mel.n_fft:
-            raise UsageError(
-                f"A window of {samples} samples holds no frame of n_fft {mel.n_fft}. "
-                "Use longer windows, a smaller `n_fft` or `center = true`."
-            )
-        frames = 1 + (padded - mel.n_fft) // mel.hop
-        if mel.channels == 3 and mel.channel_mode == "deltas" and frames <= 2 * _DELTA_REACH:
-            raise UsageError(
-                f"A spectrogram of {frames} frames has no deltas, which are slopes over "
-                f"{2 * _DELTA_REACH + 1} frames. Use longer windows, a shorter `hop` or "
-                '`channel_mode = "repeat"`.'
-            )
-        filters = mel_filters(mel, rate_hz)
-        bins = np.flatnonzero(filters.any(axis=0))
-        if not len(bins):
-            raise UsageError(
-                f"No FFT bin lies inside any of the {mel.n_mels} mel bands. "
-                "Raise `n_fft`, lower `n_mels` or widen `f_min_hz` to `f_max_hz`."
-            )
-        self._low, self._high = int(bins[0]), int(bins[-1]) + 1
-        self._chunk = min(frames, max(1, _CHUNK_SAMPLES // mel.n_fft))
-        self._groups = _band_groups(filters[:, self._low : self._high], self._chunk)
-        self._window = _hann(mel.n_fft if mel.win is None else mel.win, mel.n_fft)
-        # A logarithm of zero must not be reached even if `amin` is zero in float32.
-        self._amin = np.float32(max(mel.amin, float(np.finfo(np.float32).tiny)))
-        self._rfft = _scipy_fft().rfft
-        self._idle: deque[_Workspace] = deque()
-        self.shape = (mel.channels, mel.n_mels, frames)
+        self._all = MelSpectrograms((mel,), rate_hz=rate_hz, samples=samples)
+        (self.shape,) = self._all.shapes
 
     def transform_into(self, wave: Float32, out: Float32) -> None:
         """Write the features of one window into `out`.
@@ -257,78 +430,4 @@ class MelSpectrogram:
             wave: the window, shape (t,), float32, finite.
             out: receives the result, shape (c, f, t'), float32, contiguous.
         """
-        spectrogram = out[0]
-        # Taking from and giving back to a deque is atomic, so no two threads hold the same buffers.
-        try:
-            workspace = self._idle.pop()
-        except IndexError:
-            workspace = self._new_workspace()
-        try:
-            self._write_bands(wave, spectrogram, workspace)
-        finally:
-            self._idle.append(workspace)
-        self._take_logarithm(spectrogram)
-        for normalization in self._mel.normalize:
-            _normalize(spectrogram, normalization)
-        if self._mel.channels == 3:
-            deltas = self._mel.channel_mode == "deltas"
-            out[1] = _slopes(spectrogram) if deltas else spectrogram
-            out[2] = _slopes(out[1]) if deltas else spectrogram
-
-    def _new_workspace(self) -> _Workspace:
-        n_fft, hop = self._mel.n_fft, self._mel.hop
-        bins = self._high - self._low
-        signal = np.zeros(self._samples + 2 * self._pad, dtype=np.float32)
-        return _Workspace(
-            signal=signal,
-            frames=np.lib.stride_tricks.sliding_window_view(signal, n_fft)[::hop],
-            windowed=np.empty((self._chunk, n_fft), dtype=np.float32),
-            squared=np.empty((self._chunk, 2 * bins), dtype=np.float32),
-            power=np.empty((self._chunk, bins), dtype=np.float32),
-        )
-
-    def _write_bands(self, wave: Float32, spectrogram: Float32, workspace: _Workspace) -> None:
-        signal, pad = workspace.signal, self._pad
-        signal[pad : pad + self._samples] = wave
-        if pad and self._mel.pad_mode == "reflect":
-            signal[:pad] = wave[pad:0:-1]
-            signal[-pad:] = wave[-2 : -pad - 2 : -1]
-        frames = spectrogram.shape[1]
-        for first in range(0, frames, self._chunk):
-            last = min(first + self._chunk, frames)
-            windowed = workspace.windowed[: last - first]
-            squared = workspace.squared[: last - first]
-            power = workspace.power[: last - first]
-            np.multiply(workspace.frames[first:last], self._window, out=windowed)
-            spectrum = self._rfft(windowed, axis=1, overwrite_x=True, workers=1)
-            parts = spectrum.view(np.float32)[:, 2 * self._low : 2 * self._high]
-            np.square(parts, out=squared)
-            np.add(squared[:, ::2], squared[:, 1::2], out=power)
-            if self._mel.power == 1:
-                np.sqrt(power, out=power)
-            for group in self._groups:
-                np.matmul(
-                    group.weights,
-                    power[:, group.low : group.high].T,
-                    out=spectrogram[group.start : group.stop, first:last],
-                )
-
-    def _take_logarithm(self, spectrogram: Float32) -> None:
-        mel = self._mel
-        if mel.log is None:
-            return
-        if mel.log == "ln":
-            spectrogram += self._amin
-            np.log(spectrogram, out=spectrogram)
-            return
-        np.maximum(spectrogram, self._amin, out=spectrogram)
-        # The natural logarithm: NumPy has it vectorised on every CPU, log10 only with AVX-512.
-        np.log(spectrogram, out=spectrogram)
-        decibels_per_neper = (10.0 if mel.power == 2 else 20.0) / math.log(10.0)
-        spectrogram *= np.float32(decibels_per_neper)
-        if mel.ref == "max":
-            spectrogram -= spectrogram.max()
-        elif mel.ref != 1.0 or mel.amin > 1.0:
-            spectrogram -= np.float32(decibels_per_neper * math.log(max(mel.ref, mel.amin)))
-        if mel.top_db is not None:
-            np.maximum(spectrogram, spectrogram.max() - np.float32(mel.top_db), out=spectrogram)
+        self._all.transform_into(wave, (out,))

@@ -3,10 +3,11 @@
 from alula.workflows.benching import BenchReport, BenchRow, bench
 from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.durations import parse_duration_s
+from alula.workflows.ensembling import Ensemble, load, make_ensemble
 from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
-from alula.workflows.running import Bundle, Prediction, load
+from alula.workflows.running import Bundle, Prediction, load_bundle
 from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "BenchRow",
     "Bundle",
     "Diagnosis",
+    "Ensemble",
     "Prediction",
     "PredictionReport",
     "SurveyReport",
@@ -22,6 +24,8 @@ __all__ = [
     "bench",
     "diagnose",
     "load",
+    "load_bundle",
+    "make_ensemble",
     "optimize",
     "parse_duration_s",
     "predict",

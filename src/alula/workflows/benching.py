@@ -46,7 +46,7 @@ from alula.tuning import (
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.peaks import doubts, roofline_here
 from alula.workflows.reporting import products_in
-from alula.workflows.running import load
+from alula.workflows.running import load_bundle
 
 __all__ = ["BenchReport", "BenchRow", "bench"]
 
@@ -287,7 +287,7 @@ def _inputs(names: Sequence[str], shape: Sequence[int] | None, folder: Path) -> 
 
 
 def _bundle(name: str, *, trust_code: bool, threads: int) -> _Contender:
-    with load(name, trust_code=trust_code, threads=threads) as bundle:
+    with load_bundle(name, trust_code=trust_code, threads=threads) as bundle:
         deployed = bundle.deployed
         request = LoadRequest(
             recipe=Recipe.parse(deployed.recipe),

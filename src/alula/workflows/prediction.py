@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,8 +12,8 @@ from alula.data import Kind, find_inputs
 from alula.engines import Arrays
 from alula.errors import AlulaError, UsageError
 from alula.pipeline import ErrorReport, JobSummary, Progress, Row, run_job, sink_for
-from alula.workflows.running import Bundle
-from alula.workflows.samples import FileReader
+from alula.workflows.ensembling import Ensemble
+from alula.workflows.running import Bundle, Key
 
 __all__ = ["PredictionReport", "default_error_report", "kind_of_input", "predict", "run_over_files"]
 
@@ -58,7 +58,7 @@ def default_error_report(output: Path) -> Path:
 
 
 def predict(
-    bundle: Bundle,
+    bundle: Bundle | Ensemble,
     inputs: Sequence[str | Path],
     *,
     output: str | Path,
@@ -72,7 +72,7 @@ def predict(
     written atomically: either whole or not at all.
 
     Args:
-        bundle: from `alula.load`.
+        bundle: from `alula.load`, of one model or an ensemble.
         inputs: folders (searched through), files, or globs.
         output: the table, `.csv` or `.parquet`.
         format: `csv`, `parquet` or `birdclef`; None takes it from the suffix.
@@ -85,12 +85,12 @@ def predict(
         JobError: the output cannot be written.
         EngineError: the engine failed; no table is written.
     """
-    if len(bundle.manifest.signature.inputs) > 1:
+    if isinstance(bundle, Bundle) and len(bundle.manifest.signature.inputs) > 1:
         raise UsageError(
             f"{bundle.path.name} takes {len(bundle.manifest.signature.inputs)} inputs, and a file gives one. "
             "Call it from Python: `alula.load(path)(x1, x2)`."
         )
-    kind = kind_of_input(bundle.manifest.input)
+    kind = kind_of_input(bundle.description)
     files = find_inputs(inputs, kind=kind)
     target = Path(output)
     report_path = default_error_report(target) if errors is None else Path(errors)
@@ -99,14 +99,14 @@ def predict(
     sink = sink_for(target, format=format, labels=bundle.labels, kind=kind)
     with sink, ErrorReport(report_path) as report:
 
-        def emit(path: Path, keys: list[tuple[float | None, float | None]], outputs: Arrays) -> None:
+        def emit(path: Path, keys: list[Key], outputs: Arrays) -> None:
             sink.write([Row(str(path), start_s, end_s) for start_s, end_s in keys], outputs[0])
 
         def fail(path: Path, error: AlulaError) -> None:
             report.add(str(path), error)
 
         job = run_over_files(bundle, files, emit=emit, fail=fail, progress=progress)
-    folder = bundle.manifest.folder
+    folder = bundle.manifest.folder if isinstance(bundle, Bundle) else None
     return PredictionReport(
         output=str(target),
         errors=str(report_path) if report.count else None,
@@ -117,28 +117,39 @@ def predict(
 
 
 def run_over_files(
-    bundle: Bundle,
+    bundle: Bundle | Ensemble,
     files: Sequence[Path],
     *,
-    emit: Callable[[Path, list[tuple[float | None, float | None]], Arrays], None],
+    emit: Callable[[Path, list[Key], Arrays], None],
     fail: Callable[[Path, AlulaError], None],
     progress: Callable[[Progress], None] | None = None,
 ) -> JobSummary:
-    """Send files through a bundle; see `alula.pipeline.run_job` for `emit`, `fail` and what is raised."""
-    reader = FileReader(bundle.manifest.input)
+    """Send files through a bundle; see `alula.pipeline.run_job` for `emit`, `fail` and what is raised.
 
-    def prepare(path: Path) -> Iterator[tuple[tuple[float | None, float | None], Arrays]]:
-        for piece in reader.pieces(path):
-            yield (piece.start_s, piece.end_s), piece.arrays
+    An ensemble whose blend needs the whole job emits nothing before its last file is computed.
+    """
+    held: list[tuple[Path, list[Key], Arrays]] = []
 
-    return run_job(
+    def hold(path: Path, keys: list[Key], outputs: Arrays) -> None:
+        held.append((path, keys, outputs))
+
+    def emit_finished(path: Path, keys: list[Key], outputs: Arrays) -> None:
+        emit(path, *bundle.finished(keys, outputs))
+
+    blend_all = bundle.blend_all if isinstance(bundle, Ensemble) and bundle.whole_job else None
+    job = run_job(
         files,
-        prepare=prepare,
+        prepare=bundle.rows,
         infer=bundle.scores,
-        emit=emit,
+        emit=emit_finished if blend_all is None else hold,
         fail=fail,
         settings=bundle.settings,
         cpu_budget=bundle.threads,
         progress=progress,
         total_tasks=len(files),
     )
+    if blend_all is not None:
+        blended = blend_all([outputs[0] for _, _, outputs in held])
+        for (path, keys, _), scores in zip(held, blended, strict=True):
+            emit_finished(path, keys, (scores,))
+    return job

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alula.bundle import Deployed, Manifest, Running, read_manifest, start, verify
-from alula.core import Settings
+from alula.core import InputDescription, Settings
 from alula.engines import Arrays, filled
 from alula.errors import AlulaError, EngineError
 from alula.hardware import thread_budget
 from alula.pipeline import iter_job
 from alula.workflows.samples import FileReader
 
-__all__ = ["Bundle", "Prediction", "load"]
+__all__ = ["Bundle", "Key", "Prediction", "Scorer", "activated", "load_bundle", "map_files"]
+
+Key = tuple[float | None, float | None]
+"""Where a row begins and ends in its file, in seconds; None for images and arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +45,32 @@ class Prediction:
     error: AlulaError | None
 
 
+class Scorer(Protocol):
+    """What runs over files: a bundle of one model, or an ensemble."""
+
+    @property
+    def settings(self) -> Settings:
+        """How `scores` is called: rows at once, calls at once, threads of a call."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """The thread budget, shared by everything that it does."""
+        ...
+
+    def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+        """Yield the model inputs of a file, in order, each with where it lies."""
+        ...
+
+    def scores(self, batch: Arrays) -> Arrays:
+        """Return the scores of a batch, as a 1-tuple."""
+        ...
+
+    def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
+        """Return the rows of one file as they are delivered, from all its rows as they were computed."""
+        ...
+
+
 class Bundle:
     """A verified bundle, running here. Made by `alula.load` and `alula.optimize`.
 
@@ -53,6 +83,11 @@ class Bundle:
         self.manifest = manifest
         self._running = running
         self._threads = threads
+
+    @property
+    def description(self) -> InputDescription:
+        """How files become model inputs."""
+        return self.manifest.input
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -110,6 +145,11 @@ class Bundle:
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @functools.cached_property
+    def _reader(self) -> FileReader:
+        # Not before it is needed: features want libraries that calls with arrays do without.
+        return FileReader(self.manifest.input)
+
     @property
     def _batch(self) -> int:
         return self._running.settings.batch_size
@@ -125,7 +165,7 @@ class Bundle:
 
     def scores(self, batch: Arrays) -> Arrays:
         """Return the first output of a batch with the bundle's activation applied, as a 1-tuple."""
-        return (_activated(self.infer(batch)[0], self.manifest.activation),)
+        return (activated(self.infer(batch)[0], self.manifest.activation),)
 
     def map(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order, as they are done; files are read ahead.
@@ -136,32 +176,20 @@ class Bundle:
         Raises:
             EngineError: the engine failed; that is no file's fault.
         """
-        reader = FileReader(self.manifest.input)
+        return map_files(self, paths)
 
-        def prepare(path: Path) -> Iterator[tuple[tuple[float | None, float | None], Arrays]]:
-            for piece in reader.pieces(path):
-                yield (piece.start_s, piece.end_s), piece.arrays
+    def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+        """Yield the model inputs of a file, in order, each with where it lies.
 
-        results = iter_job(
-            (Path(path) for path in paths),
-            prepare=prepare,
-            infer=self.scores,
-            settings=self.settings,
-            cpu_budget=self._threads,
-        )
-        for result in results:
-            if result.error is not None:
-                yield Prediction(path=result.task, start_s=None, end_s=None, scores=None, error=result.error)
-                continue
-            begins, ends = zip(*result.keys, strict=True)
-            timed = begins[0] is not None
-            yield Prediction(
-                path=result.task,
-                start_s=np.array(begins, np.float64) if timed else None,
-                end_s=np.array(ends, np.float64) if timed else None,
-                scores=result.outputs[0],
-                error=None,
-            )
+        Raises:
+            DataError: the file cannot be read, now or further on.
+        """
+        for piece in self._reader.pieces(path):
+            yield (piece.start_s, piece.end_s), piece.arrays
+
+    def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
+        """Return the rows of one file as they are delivered: as they are."""
+        return keys, outputs
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -179,18 +207,44 @@ class Bundle:
         return f"<Bundle {self.path.name}: {self.recipe}, {self.settings}>"
 
 
-def _activated(scores: NDArray[Any], activation: str) -> NDArray[Any]:
+def map_files(scorer: Scorer, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+    """Yield one `Prediction` per file, in order, as they are done; see `Bundle.map`."""
+    results = iter_job(
+        (Path(path) for path in paths),
+        prepare=scorer.rows,
+        infer=scorer.scores,
+        settings=scorer.settings,
+        cpu_budget=scorer.threads,
+    )
+    for result in results:
+        if result.error is not None:
+            yield Prediction(path=result.task, start_s=None, end_s=None, scores=None, error=result.error)
+            continue
+        keys, outputs = scorer.finished(result.keys, result.outputs)
+        begins, ends = zip(*keys, strict=True)
+        timed = begins[0] is not None
+        yield Prediction(
+            path=result.task,
+            start_s=np.array(begins, np.float64) if timed else None,
+            end_s=np.array(ends, np.float64) if timed else None,
+            scores=outputs[0],
+            error=None,
+        )
+
+
+def activated(scores: NDArray[Any], activation: str, *, axis: int = -1) -> NDArray[Any]:
+    """Return scores with an activation applied: `none`, `sigmoid`, or `softmax` along an axis."""
     if activation == "sigmoid":
         # The usual form overflows for large negative scores; tanh does not.
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scores)), scores.dtype)
     if activation == "softmax":
-        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), scores.dtype)
+        shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True), scores.dtype)
     return scores
 
 
-def load(path: str | Path, *, trust_code: bool = False, threads: int | None = None) -> Bundle:
-    """Return a verified bundle, loaded and checked on this machine.
+def load_bundle(path: str | Path, *, trust_code: bool = False, threads: int | None = None) -> Bundle:
+    """Return a verified bundle of one model, loaded and checked on this machine; see `load`.
 
     Neither PyTorch nor any other engine than the bundle's own is needed.
 

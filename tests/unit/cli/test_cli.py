@@ -22,7 +22,7 @@ from alula.cli import cli
 from alula.tuning import SearchPlan
 from alula.workflows import optimization
 
-COMMANDS = ("optimize", "predict", "bench", "inspect", "report", "survey", "doctor", "demo")
+COMMANDS = ("optimize", "predict", "ensemble", "bench", "inspect", "report", "survey", "doctor", "demo")
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,87 @@ def test_predict_as_json(run: Run, bundle: Path, recordings: Path, tmp_path: Pat
     assert ended.document["job"]["samples"] == 4
     assert ended.document["errors"] is None
     assert ended.document["output"] == str(tmp_path / "scores.parquet")
+
+
+def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, tmp_path: Path) -> None:
+    post, weights, output = tmp_path / "post.toml", tmp_path / "weights.toml", tmp_path / "ens.alula"
+    post.write_text('[[step]]\ntype = "cutoff"\nbelow = 2.0\nfactor = 0.5\n')
+    weights.write_text(f"{SONGS[0]} = [1, 3]\n")
+    args = (
+        "--blend",
+        "power",
+        "--exponent",
+        3,
+        "--weights",
+        "2,1",
+        "--class-weights",
+        weights,
+        "--post",
+        post,
+    )
+    ended = run("ensemble", bundle, bundle, "-o", output, *args, "--json")
+    assert ended.code == 0
+    assert ended.document["blend"] == {
+        "type": "power",
+        "exponent": 3.0,
+        "weights": [2.0, 1.0],
+        "class_weights": {SONGS[0]: [1.0, 3.0]},
+    }
+    assert [member["name"] for member in ended.document["members"]] == ["songs", "songs-2"]
+    drawn = run("inspect", output)
+    assert drawn.code == 0
+    for said in ("songs-2", "power, exponent 3.0", "cutoff, below 2.0", "3: "):
+        assert said in drawn.out
+    assert run("inspect", output, "--json").document == ended.document
+    for what, table in ((bundle, "one.csv"), (output, "both.csv")):
+        assert run("predict", what, recordings, "-o", tmp_path / table, "--threads", 1).code == 0
+    one, both = (
+        [line.split(",") for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("one.csv", "both.csv")
+    )
+    assert one[0] == both[0]
+    assert len(one) == len(both) == 5
+    # Twice the same member, halved by the step.
+    for alone, together in zip(one[1:], both[1:], strict=True):
+        assert alone[:3] == together[:3]
+        np.testing.assert_allclose(
+            [float(x) for x in together[3:]], [float(x) / 2 for x in alone[3:]], rtol=2e-5
+        )
+    (output / "members" / "songs" / "search.jsonl").write_text("x")
+    assert "search.jsonl" in failed(run("inspect", output), 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ((), 2, "BUNDLES"),
+        (("{bundle}",), 2, "--output"),
+        (("absent.alula", "-o", "e"), 1, "does not exist"),
+        (("{bundle}", "-o", "{bundle}"), 1, "It exists already"),
+        (("{bundle}", "-o", "e", "--blend", "median"), 2, "median"),
+        (("{bundle}", "-o", "e", "--weights", "1,1"), 2, "got 2 values; expected 1"),
+        (("{bundle}", "-o", "e", "--weights", "heavy"), 2, "no list of numbers"),
+        (("{bundle}", "-o", "e", "--weights", "0"), 2, "sum to more than 0"),
+        (("{bundle}", "-o", "e", "--blend", "max", "--weights", "1"), 2, "takes no weights"),
+        (("{bundle}", "-o", "e", "--exponent", "3"), 2, "belongs to --blend power"),
+        (("{bundle}", "-o", "e", "--blend", "power", "--exponent", "0"), 2, "`exponent`"),
+        (("{bundle}", "-o", "e", "--class-weights", "absent"), 2, "cannot be read as TOML"),
+        (("{bundle}", "-o", "e", "--post", "absent"), 2, "cannot be read"),
+        (("{bundle}", "-o", "e", "--labels", "cuckoo"), 2, "knows the label `cuckoo`"),
+    ],
+)
+def test_ensemble_with_wrong_options(
+    run: Run,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in failed(run("ensemble", *(arg.replace("{bundle}", str(bundle)) for arg in args)), code)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_inputs_that_fail_end_with_3_and_a_report(

@@ -1,0 +1,109 @@
+"""`bundle.json` of an ensemble: whole bundles in one folder, and how their scores become one.
+
+Members are stored inside, not named by a path: a bundle must stay right when it is moved, and a path with a
+hash could only ever say that it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_type
+from alula.core import Blend, Step, View
+from alula.errors import BundleError
+
+__all__ = ["EnsembleManifest", "MemberRecord", "decode_ensemble", "encode_ensemble"]
+
+
+class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One bundle of an ensemble.
+
+    Attributes:
+        name: what it is called, different from the other members' names.
+        folder: where it is inside the ensemble.
+        checksum: of its own manifest.
+        view: how it looks at a recording, and which of its outputs counts.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    folder: str
+    checksum: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    view: View = View()
+
+
+class EnsembleManifest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag=ENSEMBLE
+):
+    """The whole of an ensemble's `bundle.json`.
+
+    Attributes:
+        schema_version: of this layout; a newer one is refused.
+        alula_version: that wrote it.
+        created: UTC, ISO 8601.
+        members: at least one, in the order of the blend's weights.
+        blend: how their scores become one.
+        labels: class names in the order of the result's columns; None where the members have none.
+        steps: post-processing of each file after the blend, in order.
+        files: every other file of the folder, those of the members included.
+        checksum: SHA-256 of this document with an empty checksum.
+    """
+
+    schema_version: int
+    alula_version: str
+    created: str
+    members: Annotated[tuple[MemberRecord, ...], msgspec.Meta(min_length=1)]
+    blend: Blend
+    labels: tuple[str, ...] | None
+    steps: tuple[Step, ...]
+    files: dict[str, FileRecord]
+    checksum: str = ""
+
+
+def _as_read(manifest: EnsembleManifest) -> EnsembleManifest:
+    """Return the manifest as it will be read: 1 in a field of floats is written as 1, and read as 1.0."""
+    return msgspec.json.decode(msgspec.json.encode(manifest), type=EnsembleManifest)
+
+
+def _checksum(manifest: EnsembleManifest) -> str:
+    plain = _as_read(msgspec.structs.replace(manifest, checksum=""))
+    return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
+
+
+def encode_ensemble(manifest: EnsembleManifest) -> bytes:
+    """Return the bytes of an ensemble's `bundle.json`, indented, with its checksum filled in."""
+    sealed = msgspec.structs.replace(_as_read(manifest), checksum=_checksum(manifest))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+
+
+def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
+    """Return the ensemble's manifest in `data`, checked.
+
+    Args:
+        data: content of `bundle.json`.
+        path: where it came from, for messages.
+
+    Raises:
+        BundleError: it is no JSON, of a newer schema, no ensemble, has wrong fields, was changed, names files
+            outside the folder, or two members alike.
+    """
+    if checked_type(data, path) != ENSEMBLE:
+        raise BundleError(path, "It is no ensemble; expected a bundle made by `alula ensemble`.")
+    try:
+        manifest = msgspec.json.decode(data, type=EnsembleManifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
+    if manifest.checksum != _checksum(manifest):
+        raise BundleError(
+            path, "Its content does not fit its checksum: it was changed after it was written. Make it again."
+        )
+    for name in [*manifest.files, *(member.folder for member in manifest.members)]:
+        check_inside(name, path)
+    for what in ("name", "folder"):
+        given = [getattr(member, what) for member in manifest.members]
+        if len(set(given)) != len(given):
+            raise BundleError(path, f"Two of its members have one {what}. Do not use it.")
+    return manifest

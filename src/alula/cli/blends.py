@@ -1,0 +1,64 @@
+"""A blend from the options of `alula ensemble`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from alula.cli.options import csv_of
+from alula.core import Blend
+from alula.errors import UsageError
+
+__all__ = ["blend_of"]
+
+
+def blend_of(name: str, *, weights: str | None, class_weights: Path | None, exponent: float | None) -> Blend:
+    """Return the blend that the options describe.
+
+    Args:
+        name: `mean`, `logits`, `geometric`, `power`, `rank`, `min` or `max`.
+        weights: comma-separated numbers.
+        class_weights: TOML file of `label = [weights]`.
+        exponent: of `power`.
+
+    Raises:
+        UsageError: a value is wrong, or belongs to another blend.
+
+    >>> blend_of("logits", weights="2,1", class_weights=None, exponent=None)
+    Mean(of='logits', weights=(2.0, 1.0), class_weights={})
+    """
+    if exponent is not None and name != "power":
+        raise UsageError(f"--exponent belongs to --blend power; got --blend {name}.")
+    if name in ("min", "max") and (weights is not None or class_weights is not None):
+        raise UsageError(f"--blend {name} takes no weights: one score decides.")
+    said: dict[str, Any] = {"type": "mean", "of": "logits"} if name == "logits" else {"type": name}
+    if exponent is not None:
+        said["exponent"] = exponent
+    if weights is not None:
+        said["weights"] = _numbers(weights)
+    if class_weights is not None:
+        said["class_weights"] = _table(class_weights)
+    try:
+        blend: Blend = msgspec.convert(said, type=Blend)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"The blend is not possible: {error}.".replace("`$.", "`")) from error
+    return blend
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in csv_of(text) or ()]
+    except ValueError as error:
+        raise UsageError(f"--weights {text} is no list of numbers; expected such as 2,1.") from error
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"--class-weights {path} cannot be read as TOML: {error}. Expected lines such as robin = [2, 1]."
+        ) from error

@@ -1,0 +1,325 @@
+"""Features of several models from one file, each computed once.
+
+Models that ask for equal features get the same array. Audio models that ask for other mel bands of the same
+spectrum share the FFT; those that ask for other spectra of the same windows share the windows; those of one
+sample rate share the resampling. What two descriptions have in common is told by keys, which ignore
+differences in writing that make none in the features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription, LogMel
+from alula.errors import UsageError
+from alula.features.audio import cut_windows, mixed, normalize_peaks, resampled
+from alula.features.mel import MelSpectrograms, spectrum_key
+
+__all__ = ["Demand", "SharedAudioFeatures", "SharedRow", "canonical", "distinct_demands", "feature_key"]
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Demand(NamedTuple):
+    """What a model wants to see of a file.
+
+    Attributes:
+        description: how a file becomes its input.
+        keep_s: of audio, see `alula.core.View`; None for whole windows.
+    """
+
+    description: InputDescription
+    keep_s: float | None = None
+
+
+class SharedRow(NamedTuple):
+    """One row of a recording for all models.
+
+    Attributes:
+        start_s: where the stretch that it is about begins, in seconds.
+        end_s: where it ends.
+        arrays: one per demand, float32, shape (t,) or (c, f, t).
+    """
+
+    start_s: float
+    end_s: float
+    arrays: tuple[Float32, ...]
+
+
+def canonical(description: InputDescription) -> InputDescription:
+    """Return the description as it would be written with every default said and nothing that has no effect.
+
+    >>> canonical(AudioInput(hop_s=5.0)) == canonical(AudioInput(window_s=5.0))
+    True
+    """
+    match description:
+        case AudioInput(mel=mel):
+            return msgspec.structs.replace(
+                description,
+                hop_s=description.window_s if description.hop_s is None else description.hop_s,
+                mel=None if mel is None else _canonical_mel(mel, description.sample_rate_hz),
+            )
+        case ImageInput(channels=channels, mean=mean, std=std):
+            return msgspec.structs.replace(
+                description,
+                mean=mean if len(mean) == channels else mean * channels,
+                std=std if len(std) == channels else std * channels,
+            )
+        case ArrayInput():
+            return description
+
+
+def _canonical_mel(mel: LogMel, rate_hz: int) -> LogMel:
+    spectrum = spectrum_key(mel)
+    in_db = mel.log == "db"
+    return msgspec.structs.replace(
+        mel,
+        win=spectrum.win,
+        pad_mode=spectrum.pad_mode,
+        f_max_hz=rate_hz / 2 if mel.f_max_hz is None else mel.f_max_hz,
+        amin=mel.amin if mel.log is not None else 1.0,
+        ref=mel.ref if in_db else 1.0,
+        top_db=mel.top_db if in_db else None,
+        channel_mode=mel.channel_mode if mel.channels == 3 else "repeat",
+    )
+
+
+def feature_key(demand: Demand) -> str:
+    """Return 16 hexadecimal digits that are the same for demands that give the same features.
+
+    They stay the same between processes and machines, so that what is stored under them can be found again.
+
+    >>> a, b = AudioInput(mel=LogMel()), AudioInput(mel=LogMel(win=2048))
+    >>> feature_key(Demand(a)) == feature_key(Demand(b)) == feature_key(Demand(a, keep_s=5.0))
+    True
+    """
+    description = canonical(demand.description)
+    keep_s = demand.keep_s
+    if isinstance(description, AudioInput) and keep_s is None:
+        keep_s = description.window_s
+    said = msgspec.json.encode((description, None if keep_s is None else float(keep_s)))
+    # Once there and back, because 5 and 5.0 are one number and two texts.
+    said = msgspec.json.encode(msgspec.json.decode(said, type=tuple[InputDescription, float | None]))
+    return hashlib.sha256(said).hexdigest()[:16]
+
+
+def distinct_demands(demands: Sequence[Demand]) -> tuple[tuple[Demand, ...], tuple[int, ...]]:
+    """Return the demands without repetitions, and for each of those given its place among them.
+
+    Raises:
+        UsageError: they are not about the same kind of files, or their rows not about the same stretches of
+            time.
+
+    >>> wave = Demand(AudioInput())
+    >>> distinct_demands([wave, Demand(AudioInput(mel=LogMel())), wave])[1]
+    (0, 1, 0)
+    """
+    first = demands[0]
+    for number, demand in enumerate(demands, 1):
+        if type(demand.description) is not type(first.description):
+            raise UsageError(
+                f"Model {number} reads {_kind(demand)} and the first one {_kind(first)}; expected one kind "
+                "of files. Make an ensemble for each kind."
+            )
+        if _grid(demand) != _grid(first):
+            raise UsageError(
+                f"Model {number} gives a row for {_grid_in_words(demand)} and the first one for "
+                f"{_grid_in_words(first)}; expected rows about the same stretches of time. Say with `keep_s` "
+                "which part of a longer window its row is about, or make its bundle with another hop."
+            )
+    places: dict[str, int] = {}
+    distinct: list[Demand] = []
+    indices = []
+    for demand in demands:
+        key = feature_key(demand)
+        if key not in places:
+            places[key] = len(distinct)
+            distinct.append(demand)
+        indices.append(places[key])
+    return tuple(distinct), tuple(indices)
+
+
+def _kind(demand: Demand) -> str:
+    return str(demand.description.__struct_config__.tag)
+
+
+def _grid(demand: Demand) -> tuple[float, float] | None:
+    """Return the seconds between rows and those that a row is about; None for files without times."""
+    audio = demand.description
+    if not isinstance(audio, AudioInput):
+        return None
+    hop_s = audio.window_s if audio.hop_s is None else audio.hop_s
+    return (round(hop_s, 6), round(_checked_keep_s(audio, demand.keep_s), 6))
+
+
+def _grid_in_words(demand: Demand) -> str:
+    hop_s, keep_s = _grid(demand) or (0.0, 0.0)
+    return f"{keep_s:g} s every {hop_s:g} s"
+
+
+@dataclass(frozen=True, eq=False)
+class _Waves:
+    """Windows as waves, all or each divided by its peak, and what is computed from them."""
+
+    plain: tuple[int, ...]  # demands that take the wave itself
+    spectra: tuple[tuple[MelSpectrograms, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """One way to cut a recording into windows."""
+
+    rate_hz: int
+    length: int
+    hop: int
+    lead: int
+    trail: int
+    as_is: _Waves
+    peak_normalized: _Waves
+
+
+class SharedAudioFeatures:
+    """Turns recordings into the rows of several models.
+
+    Thread-safe: one object may serve any number of threads at once. Every array has the bits that
+    `AudioFeatures` gives for its description alone, with the recording in silence where `keep_s` asks for
+    context.
+
+    Args:
+        demands: of audio, from `distinct_demands`.
+
+    Raises:
+        UsageError: a description is impossible, or `keep_s` is longer than the window or shorter than the
+            hop.
+        EngineUnavailableError: scipy is missing and a spectrogram is asked for.
+
+    >>> demands = [Demand(AudioInput(sample_rate_hz=4, window_s=2.0, hop_s=1.0), keep_s=1.0)]
+    >>> rows = SharedAudioFeatures(demands).rows([np.ones((6, 1), np.float32)], 4)
+    >>> [(row.start_s, row.arrays[0].tolist()) for row in rows]
+    [(0.0, [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), (1.0, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])]
+    """
+
+    def __init__(self, demands: Sequence[Demand]) -> None:
+        described: list[tuple[AudioInput, float]] = []
+        for demand in demands:
+            audio = demand.description
+            if not isinstance(audio, AudioInput):
+                raise UsageError(f"A description is of {_kind(demand)}; expected audio.")
+            described.append((audio, _checked_keep_s(audio, demand.keep_s)))
+        self._keep_s = described[0][1]
+        users: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
+        for index, (audio, keep_s) in enumerate(described):
+            keep = round(keep_s * audio.sample_rate_hz)
+            users[audio.sample_rate_hz, audio.window_samples, audio.hop_samples, keep].append(index)
+        self._cuts = tuple(
+            _Cut(
+                rate_hz=rate_hz,
+                length=length,
+                hop=hop,
+                lead=(length - keep) // 2,
+                trail=length - keep - (length - keep) // 2,
+                as_is=_waves_of(described, [i for i in indices if not described[i][0].peak_normalize]),
+                peak_normalized=_waves_of(described, [i for i in indices if described[i][0].peak_normalize]),
+            )
+            for (rate_hz, length, hop, keep), indices in users.items()
+        )
+        self._count = len(demands)
+
+    def rows(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterator[SharedRow]:
+        """Yield the rows of one recording, in order, while its blocks come in.
+
+        There are as many as the first demand has windows. Where another rate makes one more or one fewer of
+        another, by the rounding of the last sample, it is left out or silent.
+
+        Args:
+            blocks: consecutive pieces of the recording, each float32 of shape (t, c), any t.
+            rate_hz: samples per second of the blocks.
+
+        Raises:
+            DataError: a block has another shape or type.
+            EngineUnavailableError: soxr is missing and a rate is another.
+        """
+        first = self._cuts[0]
+        windows = self._windows(map(mixed, blocks), rate_hz)
+        for index, wave in enumerate(windows[0]):
+            arrays: list[Float32 | None] = [None] * self._count
+            _compute(first, wave, arrays)
+            for cut, others in zip(self._cuts[1:], windows[1:], strict=True):
+                other = next(others, None)
+                _compute(cut, np.zeros(cut.length, np.float32) if other is None else other, arrays)
+            start_s = index * first.hop / first.rate_hz
+            yield SharedRow(
+                start_s, start_s + self._keep_s, tuple(array for array in arrays if array is not None)
+            )
+
+    def _windows(self, mono: Iterator[Float32], rate_hz: int) -> list[Iterator[Float32]]:
+        """Return the windows of every cut; asked for by turns, so that little is held for the last."""
+        rates = dict.fromkeys(cut.rate_hz for cut in self._cuts)
+        sources = dict(zip(rates, itertools.tee(mono, len(rates)), strict=True))
+        streams: dict[int, Iterator[Iterator[Float32]]] = {}
+        for rate, source in sources.items():
+            waves = iter(source if rate == rate_hz else resampled(source, rate_hz, rate))
+            streams[rate] = iter(itertools.tee(waves, sum(cut.rate_hz == rate for cut in self._cuts)))
+        return [
+            cut_windows(
+                next(streams[cut.rate_hz]), length=cut.length, hop=cut.hop, lead=cut.lead, trail=cut.trail
+            )
+            for cut in self._cuts
+        ]
+
+
+def _checked_keep_s(audio: AudioInput, keep_s: float | None) -> float:
+    if keep_s is None:
+        return audio.window_s
+    hop_s = audio.window_s if audio.hop_s is None else audio.hop_s
+    if not hop_s <= keep_s <= audio.window_s:
+        raise UsageError(
+            f"`keep_s` got {keep_s:g}; expected at least the hop of {hop_s:g} s, or stretches between rows "
+            f"would belong to none, and at most the window of {audio.window_s:g} s."
+        )
+    return keep_s
+
+
+def _waves_of(described: Sequence[tuple[AudioInput, float]], indices: Sequence[int]) -> _Waves:
+    kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    plain = []
+    for index in indices:
+        mel = described[index][0].mel
+        if mel is None:
+            plain.append(index)
+        else:
+            kinds[spectrum_key(mel)].append(index)
+    spectra = []
+    for alike in kinds.values():
+        audio = described[alike[0]][0]
+        mels = [mel for index in alike if (mel := described[index][0].mel) is not None]
+        shared = MelSpectrograms(mels, rate_hz=audio.sample_rate_hz, samples=audio.window_samples)
+        spectra.append((shared, tuple(alike)))
+    return _Waves(tuple(plain), tuple(spectra))
+
+
+def _compute(cut: _Cut, wave: Float32, arrays: list[Float32 | None]) -> None:
+    _compute_from(cut.as_is, wave, arrays)
+    if cut.peak_normalized.plain or cut.peak_normalized.spectra:
+        scaled = wave[None].copy()
+        normalize_peaks(scaled)
+        _compute_from(cut.peak_normalized, scaled[0], arrays)
+
+
+def _compute_from(waves: _Waves, wave: Float32, arrays: list[Float32 | None]) -> None:
+    for index in waves.plain:
+        arrays[index] = wave.copy()  # the window's memory is that of the next one, too
+    for spectrograms, indices in waves.spectra:
+        outs = [np.empty(shape, np.float32) for shape in spectrograms.shapes]
+        spectrograms.transform_into(wave, outs)
+        for index, out in zip(indices, outs, strict=True):
+            arrays[index] = out

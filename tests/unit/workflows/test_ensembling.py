@@ -1,0 +1,447 @@
+"""Ensembles made, loaded and run over files, on scripted members whose outputs are known."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import scipy.stats
+from bundles import write_images, write_scripted_bundle, write_wav
+
+from alula.bundle import read_ensemble, read_manifest
+from alula.core import (
+    ArrayInput,
+    AudioInput,
+    Blend,
+    CentralMaximum,
+    CutOff,
+    Geometric,
+    ImageInput,
+    Mean,
+    Power,
+    Rank,
+    Settings,
+    Smoothing,
+    TensorSpec,
+    View,
+)
+from alula.engines.fake import FakeSession
+from alula.errors import BundleError, UsageError
+from alula.features import MelSpectrograms
+from alula.postprocess import PostProcessing, Track, apply_steps
+from alula.workflows import Ensemble, ensembling, load, make_ensemble, predict
+
+RATE_HZ = 1_000
+WAVE = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0)
+CONTEXT = AudioInput(sample_rate_hz=RATE_HZ, window_s=2.0, hop_s=1.0)
+
+
+def scores_spec(*shape: int) -> tuple[TensorSpec, ...]:
+    return (TensorSpec("scores", "float32", ("b", *shape)),)
+
+
+class Maker:
+    """Writes bundles of scripted members: each gives the first values of its input times a scale."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def arrays(self, name: str, labels: Sequence[str] | None = ("a", "b"), **fields: object) -> Path:
+        return self._write(name, ArrayInput(shape=(4,)), (4,), labels, **fields)
+
+    def audio(self, name: str, description: AudioInput = WAVE, **fields: object) -> Path:
+        return self._write(name, description, (description.window_samples,), ("a", "b"), **fields)
+
+    def _write(
+        self,
+        name: str,
+        description: AudioInput | ArrayInput,
+        shape: tuple[int, ...],
+        labels: Sequence[str] | None,
+        **fields: object,
+    ) -> Path:
+        labels = None if labels is None else tuple(labels)
+        outputs = fields.pop("outputs", scores_spec(2 if labels is None else len(labels)))
+        return write_scripted_bundle(
+            self.folder / f"{name}.alula",
+            scratch=self.folder / "scratch",
+            description=description,
+            outputs=outputs,  # type: ignore[arg-type]
+            shape=shape,
+            labels=labels,
+            **fields,  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path)
+
+
+@pytest.fixture
+def arrays(tmp_path: Path, rng: np.random.Generator) -> list[Path]:
+    """Seven files of four values."""
+    (tmp_path / "in").mkdir()
+    paths = [tmp_path / "in" / f"{index}.npy" for index in range(7)]
+    for path in paths:
+        np.save(path, rng.uniform(0.1, 1, 4).astype(np.float32))
+    return paths
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, rng: np.random.Generator) -> list[Path]:
+    """Recordings of 1, 2.5 and 6 s."""
+    (tmp_path / "in").mkdir()
+    return [
+        write_wav(tmp_path / "in" / f"{k}.wav", rng.uniform(0.1, 0.9, round(RATE_HZ * s)), rate_hz=RATE_HZ)
+        for k, s in enumerate((1.0, 2.5, 6.0))
+    ]
+
+
+def wave_of(path: Path) -> np.ndarray:
+    import soundfile
+
+    return np.asarray(soundfile.read(path, dtype="float32")[0])
+
+
+def rows_of(path: Path, n: int) -> np.ndarray:
+    """What a scripted member gives for the first n seconds, each by itself."""
+    return np.stack([wave_of(path)[k * RATE_HZ :][:2] for k in range(n)])
+
+
+def table(path: Path) -> tuple[list[str], list[list[str]]]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
+
+
+def values_of(path: Path, fixed: int) -> np.ndarray:
+    return np.array([[float(value) for value in row[fixed:]] for row in table(path)[1]])
+
+
+def opened(path: Path, threads: int = 2) -> Ensemble:
+    loaded = load(path, threads=threads)
+    assert isinstance(loaded, Ensemble)
+    return loaded
+
+
+def test_members_of_different_labels_blend_by_name(maker: Maker, arrays: list[Path], tmp_path: Path) -> None:
+    first = maker.arrays("first", ("a", "b", "c"))
+    second = maker.arrays("second", ("c", "a"), scale=2.0, settings=Settings(instances=2, batch_size=2))
+    output = tmp_path / "both.alula"
+    manifest = make_ensemble([first, second], output, blend=Mean(weights=(3.0, 1.0)))
+    assert manifest == read_ensemble(output)
+    assert manifest.labels == ("a", "b", "c")
+    assert [member.name for member in manifest.members] == ["first", "second"]
+    for bundle in (first, second):
+        shutil.rmtree(bundle)  # the ensemble needs them no more
+    with opened(output) as ensemble:
+        report = predict(ensemble, arrays, output=tmp_path / "scores.csv")
+        mapped = list(ensemble.map(arrays))
+    x = np.stack([np.load(path) for path in arrays])
+    expected = np.stack(
+        [0.75 * x[:, 0] + 0.25 * 2 * x[:, 1], x[:, 1], 0.75 * x[:, 2] + 0.25 * 2 * x[:, 0]], axis=1
+    )
+    assert table(tmp_path / "scores.csv")[0] == ["path", "a", "b", "c"]
+    np.testing.assert_allclose(values_of(tmp_path / "scores.csv", 1), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([each.scores for each in mapped]), expected, rtol=1e-6)
+    assert (report.job.tasks_done, report.recipe) == (7, "fake/fp32 + fake/fp32")
+    assert report.promised_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("blend", "formula"),
+    [
+        (Mean(), lambda x, y: (sigmoid(x) + sigmoid(y)) / 2),
+        (Mean(of="logits"), lambda x, y: sigmoid((x + y) / 2)),
+        (Geometric(), lambda x, y: np.sqrt(sigmoid(x) * sigmoid(y))),
+        (Power(), lambda x, y: np.sqrt((sigmoid(x) ** 2 + sigmoid(y) ** 2) / 2)),
+    ],
+    ids=["scores", "logits", "geometric", "power"],
+)
+def test_where_the_activation_is_applied(
+    maker: Maker, arrays: list[Path], tmp_path: Path, blend: Blend, formula: object
+) -> None:
+    bundles = [
+        maker.arrays(name, activation="sigmoid", scale=scale) for name, scale in (("p", 3.0), ("q", -2.0))
+    ]
+    make_ensemble(bundles, tmp_path / "e.alula", blend=blend)
+    x = np.stack([np.load(path) for path in arrays])[:, :2]
+    with opened(tmp_path / "e.alula") as ensemble:
+        got = np.concatenate([each.scores for each in ensemble.map(arrays)])
+    np.testing.assert_allclose(got, formula(3.0 * x, -2.0 * x), rtol=1e-5)  # type: ignore[operator]
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x.astype(np.float64))))
+
+
+def test_a_rank_blend_over_a_job(maker: Maker, recordings: list[Path], tmp_path: Path) -> None:
+    bundles = [maker.audio("p"), maker.audio("q", scale=-1.0)]
+    steps = (CutOff(below=0.6, factor=0.0),)
+    make_ensemble(bundles, tmp_path / "e.alula", blend=Rank(weights=(3, 1)), post=PostProcessing(step=steps))
+    with opened(tmp_path / "e.alula") as ensemble:
+        predict(ensemble, recordings, output=tmp_path / "scores.csv")
+        with pytest.raises(UsageError, match="no result for a file before all files"):
+            ensemble.map(recordings)
+    windows = [
+        [wave_of(p)[k * RATE_HZ :][:2] for k in range(n)] for p, n in zip(recordings, (1, 3, 6), strict=True)
+    ]
+    x = np.array([row for file in windows for row in file])
+    ranks = [scipy.stats.rankdata(sign * x, axis=0) / len(x) for sign in (1, -1)]
+    blended = 0.75 * ranks[0] + 0.25 * ranks[1]
+    files = np.split(blended, [1, 4])
+    expected = [apply_steps(steps, Track(None, None, part.astype(np.float32))).scores for part in files]
+    np.testing.assert_allclose(values_of(tmp_path / "scores.csv", 3), np.concatenate(expected), rtol=1e-5)
+
+
+def test_context_around_each_row(maker: Maker, recordings: list[Path], tmp_path: Path) -> None:
+    """A member that sees 2 s every second, beside one that sees 1 s: rows are about the same seconds."""
+    bundles = [maker.audio("plain"), maker.audio("wide", CONTEXT)]
+    post = PostProcessing(view={"wide": View(keep_s=1.0)})
+    make_ensemble(bundles, tmp_path / "e.alula", blend=Mean(weights=(1, 2)), post=post)
+    with opened(tmp_path / "e.alula") as ensemble:
+        assert len(ensemble.demands) == 2
+        results = list(ensemble.map(recordings))
+    for result, path, n in zip(results, recordings, (1, 3, 6), strict=True):
+        wave = np.concatenate([wave_of(path), np.zeros(2 * RATE_HZ, np.float32)])
+        led = np.concatenate([np.zeros(RATE_HZ // 2, np.float32), wave])
+        assert result.start_s is not None
+        assert result.end_s is not None
+        np.testing.assert_array_equal(result.start_s, np.arange(n))
+        np.testing.assert_array_equal(result.end_s, np.arange(n) + 1.0)
+        expected = [(wave[k * RATE_HZ :][:2] + 2 * led[k * RATE_HZ :][:2]) / 3 for k in range(n)]
+        np.testing.assert_allclose(result.scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["tc", "ct"])
+def test_frames_of_a_second_output(maker: Maker, recordings: list[Path], tmp_path: Path, layout: str) -> None:
+    frames = (4, 2) if layout == "tc" else (2, 4)
+    outputs = (*scores_spec(2), TensorSpec("frames", "float32", ("b", *frames)))
+    bundle = maker.audio("sed", outputs=outputs, activation="sigmoid")
+    view = View(output="frames", frames=CentralMaximum(central_s=0.5, layout=layout))  # type: ignore[arg-type]
+    make_ensemble([bundle], tmp_path / "e.alula", post=PostProcessing(view={"sed": view}))
+    with opened(tmp_path / "e.alula") as ensemble:
+        (result,) = ensemble.map(recordings[:1])
+    first = wave_of(recordings[0])[:8].reshape(frames)
+    central = (first if layout == "tc" else first.T)[1:3]
+    np.testing.assert_allclose(result.scores, [sigmoid(central.max(axis=0))], rtol=1e-5)
+
+
+def test_steps_see_one_file_at_a_time(maker: Maker, recordings: list[Path], tmp_path: Path) -> None:
+    steps = (Smoothing(kernel=(0.25, 0.5, 0.25)), CutOff(below=0.7))
+    make_ensemble([maker.audio("m")], tmp_path / "e.alula", post=PostProcessing(step=steps))
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(recordings))
+    for result, path, n in zip(results, recordings, (1, 3, 6), strict=True):
+        rows = np.stack([wave_of(path)[k * RATE_HZ :][:2] for k in range(n)])
+        np.testing.assert_allclose(
+            result.scores, apply_steps(steps, Track(None, None, rows)).scores, rtol=1e-5
+        )
+
+
+def test_equal_features_are_computed_once_and_each_file_is_read_once(
+    maker: Maker, recordings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alula.core import LogMel
+
+    computed: list[int] = []
+    read: list[Path] = []
+    real_transform, real_open = MelSpectrograms.transform_into, ensembling.open_audio
+
+    def counted(self: MelSpectrograms, wave: np.ndarray, outs: Sequence[np.ndarray]) -> None:
+        computed.append(len(outs))
+        real_transform(self, wave, outs)
+
+    def noted(path: Path) -> object:
+        read.append(path)
+        return real_open(path)
+
+    def mel(n_mels: int, win: int | None = None) -> AudioInput:
+        spectrogram = LogMel(n_fft=256, hop=100, win=win, n_mels=n_mels)
+        return AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0, mel=spectrogram)
+
+    descriptions = [mel(8), mel(8, win=256), mel(5)]
+    bundles = [
+        write_scripted_bundle(
+            tmp_path / f"m{k}.alula",
+            scratch=tmp_path / "scratch",
+            description=description,
+            outputs=scores_spec(2),
+            shape=(1, description.mel.n_mels if description.mel else 0, 11),
+        )
+        for k, description in enumerate(descriptions)
+    ]
+    make_ensemble(bundles, tmp_path / "e.alula")
+    monkeypatch.setattr(MelSpectrograms, "transform_into", counted)
+    monkeypatch.setattr(ensembling, "open_audio", noted)
+    with opened(tmp_path / "e.alula") as ensemble:
+        assert len(ensemble.demands) == 2
+        list(ensemble.map(recordings))
+    assert computed == [2] * 10
+    assert sorted(read) == recordings
+
+
+def test_images_are_decoded_once(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = ensembling.read_image
+
+    def noted(path: Path) -> np.ndarray:
+        read.append(path)
+        return real(path)
+
+    images = write_images(tmp_path / "in", per_class=1)
+    files = sorted(images.rglob("*.png"))
+    descriptions = [
+        ImageInput(height=16, width=16),
+        ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,)),
+    ]
+    bundles = [
+        write_scripted_bundle(
+            tmp_path / f"m{k}.alula",
+            scratch=tmp_path / "scratch",
+            description=description,
+            outputs=scores_spec(2),
+            shape=(3, 16, 16),
+        )
+        for k, description in enumerate(descriptions)
+    ]
+    make_ensemble(bundles, tmp_path / "e.alula")
+    monkeypatch.setattr(ensembling, "read_image", noted)
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(files))
+    assert sorted(read) == files
+    for result, path in zip(results, files, strict=True):
+        red = real(path)[0, :2, 0] / 255.0
+        assert result.start_s is None
+        np.testing.assert_allclose(result.scores, [(red + (red - 0.5) / 0.25) / 2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_that_does_not_fit_fails_alone(maker: Maker, arrays: list[Path], tmp_path: Path) -> None:
+    make_ensemble([maker.arrays("p")], tmp_path / "e.alula")
+    np.save(arrays[2], np.zeros(3, np.float32))
+    with opened(tmp_path / "e.alula") as ensemble:
+        errors = [result.error for result in ensemble.map(arrays)]
+    assert [error is None for error in errors] == [True, True, False, True, True, True, True]
+    assert str(errors[2]) == f"{arrays[2]}: its shape is (3,); expected (4,)."
+
+
+def test_idle_threads_of_onnxruntime_do_not_spin_beside_others(maker: Maker) -> None:
+    manifest = read_manifest(maker.arrays("p", settings=Settings(knobs={"arena": False})))
+    assert ensembling._beside_others(manifest) == manifest
+    deployed = msgspec.structs.replace(manifest.chosen, recipe="onnxruntime/fp32")
+    patient = ensembling._beside_others(
+        msgspec.structs.replace(manifest, chosen=deployed, fallbacks=(deployed,))
+    )
+    for each in (patient.chosen, *patient.fallbacks):
+        assert each.settings.knobs == {"arena": False, "spin": False}
+
+
+def test_members_never_exceed_the_budget(
+    maker: Maker, arrays: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Settings] = []
+    real = ensembling.start
+
+    def noted(*args: object, **options: object) -> object:
+        running = real(*args, **options)  # type: ignore[arg-type]
+        loaded.append(running.settings)
+        return running
+
+    monkeypatch.setattr(ensembling, "start", noted)
+    bundles = [
+        maker.arrays(f"m{k}", settings=settings)
+        for k, settings in enumerate((Settings(threads=4), Settings(instances=4, batch_size=2), Settings()))
+    ]
+    make_ensemble(bundles, tmp_path / "e.alula")
+    with opened(tmp_path / "e.alula", threads=1) as ensemble:
+        assert [each.total_threads for each in loaded] == [1, 1, 1]
+        assert (ensemble.settings.total_threads, ensemble.threads) == (1, 1)
+        list(ensemble.map(arrays))
+
+
+def test_every_session_is_closed(maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[FakeSession] = []
+
+    def close(session: FakeSession) -> None:
+        closed.append(session)
+
+    monkeypatch.setattr(FakeSession, "close", close)
+    make_ensemble([maker.arrays("p"), maker.arrays("q")], tmp_path / "e.alula")
+    opened(tmp_path / "e.alula").close()
+    assert len(closed) == 2
+    closed.clear()
+    damaged = tmp_path / "e.alula" / "members" / "q"
+    real = ensembling.start
+
+    def fails_at_the_second(path: Path, *args: object, **options: object) -> object:
+        if path == damaged:
+            raise BundleError(path, "nothing is right here")
+        return real(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ensembling, "start", fails_at_the_second)
+    with pytest.raises(BundleError, match="nothing is right here"):
+        load(tmp_path / "e.alula", threads=1)
+    assert len(closed) == 1
+
+
+def test_two_bundles_of_one_name_and_odd_names(maker: Maker, tmp_path: Path) -> None:
+    first = maker.arrays("great tit (1)")
+    manifest = make_ensemble([first, first, first], tmp_path / "e.alula")
+    names = [member.name for member in manifest.members]
+    assert names == ["great_tit__1_", "great_tit__1_-2", "great_tit__1_-3"]
+    opened(tmp_path / "e.alula").close()
+
+
+def test_changed_members_are_found_when_loading(maker: Maker, tmp_path: Path) -> None:
+    make_ensemble([maker.arrays("p")], tmp_path / "e.alula")
+    (tmp_path / "e.alula" / "members" / "p" / "search.jsonl").write_text("x")
+    with pytest.raises(BundleError, match="expected 0"):
+        load(tmp_path / "e.alula")
+
+
+def test_what_does_not_go_together(maker: Maker, tmp_path: Path) -> None:
+    plain = maker.arrays("plain")
+    softmax = maker.arrays("softmax", ("a", "b", "c"), activation="softmax")
+    other_softmax = maker.arrays("other", ("a", "b"), activation="softmax")
+    audio = maker.audio("audio")
+    frames = maker.audio("frames", outputs=(TensorSpec("f", "float32", ("b", 4, 2)),))
+    long = maker.audio("long", CONTEXT)
+    logits = Mean(of="logits")
+
+    def view(**fields: object) -> PostProcessing:
+        return PostProcessing(view={"audio": View(**fields)})  # type: ignore[arg-type]
+
+    cases: list[tuple[list[Path], dict[str, object], str]] = [
+        ([], {}, "got no bundles"),
+        ([plain, audio], {}, "Model 2 reads audio and the first one array"),
+        ([audio, long], {}, "a row for 2 s every 1 s"),
+        ([plain, softmax], {"blend": logits}, "activations none and softmax"),
+        ([softmax, other_softmax], {"blend": logits}, "no common zero"),
+        ([softmax], {"blend": logits, "labels": ["a"]}, "no common zero"),
+        ([plain], {"blend": Mean(weights=(1, 1))}, "got 2 values; expected 1"),
+        ([plain], {"labels": ["z"]}, "No member knows the label `z`"),
+        ([plain], {"post": PostProcessing(step=(Smoothing(kernel=(1,)),))}, "need rows that follow"),
+        ([plain], {"post": PostProcessing(view={"plian": View()})}, "Did you mean `plain`"),
+        ([plain], {"post": PostProcessing(view={"plain": View(keep_s=1)})}, "reads no recordings"),
+        ([audio], {"post": view(output="score")}, "Did you mean `scores`"),
+        ([audio], {"post": view(keep_s=2.0)}, "`keep_s` got 2"),
+        ([audio], {"post": view(frames=CentralMaximum(central_s=2.0))}, "`central_s` 2; expected at most"),
+        ([audio], {"post": view(frames=CentralMaximum(central_s=1.0))}, "expected 3 axes"),
+        ([frames], {}, "expected 2 axes"),
+    ]
+    for bundles, options, says in cases:
+        with pytest.raises(UsageError, match=says):
+            make_ensemble(bundles, tmp_path / "e.alula", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "e.alula").exists()
+
+
+def test_no_ensemble_of_ensembles(maker: Maker, tmp_path: Path) -> None:
+    make_ensemble([maker.arrays("p")], tmp_path / "e.alula")
+    with pytest.raises(BundleError, match="expected a bundle of one model"):
+        make_ensemble([tmp_path / "e.alula"], tmp_path / "f.alula")
