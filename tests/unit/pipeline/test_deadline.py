@@ -97,7 +97,7 @@ def test_where_only_one_stage_is_dearer_than_declared_the_others_are_not_blamed(
         pass
     # a + b takes 2 s a row as declared and fits; it would not if c's cost were put down to the machine.
     assert job.rows == 0
-    assert set(job.rungs[20:]) <= {0, 1}
+    assert set(job.rungs[:-3]) == {0, 1}
 
 
 def test_what_no_rung_can_do_in_time_is_done_on_the_cheapest_until_the_stop() -> None:
@@ -131,14 +131,12 @@ def test_a_stall_is_forgotten_when_there_is_time_again() -> None:
 
 
 def test_work_that_comes_in_any_case_counts() -> None:
-    job = Job(rows=240)
-    assert job.scheduler.decide(Backlog(rows=240)).rung == 0
-    other = Job(rows=240)
-    assert other.scheduler.decide(Backlog(rows=240, units={"mel": 200})).rung == 1
+    assert Job(rows=1).scheduler.decide(Backlog(rows=225)).rung == 0
+    assert Job(rows=1).scheduler.decide(Backlog(rows=225, units={"mel": 200})).rung == 1
 
 
 def test_the_high_estimate_of_the_rows_counts() -> None:
-    assert Job(rows=1).scheduler.decide(Backlog(rows=240, rows_high=300)).rung == 1
+    assert Job(rows=1).scheduler.decide(Backlog(rows=225, rows_high=300)).rung == 1
 
 
 def test_a_slow_machine_keeps_more_time_for_writing() -> None:
