@@ -220,7 +220,7 @@ def judge_cascade(
             max_drop=_LEARNED_SHARE * max_drop,
         )
 
-    final = learned_on(np.arange(len(scores)))
+    final = learned_on(np.arange(len(scores), dtype=np.int64))
     if final is None:
         return None
     sides = halves(validation, seed=seed)

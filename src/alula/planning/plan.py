@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from alula.errors import UsageError
+from alula.errors import AccuracyError, UsageError
 from alula.pipeline import Rung
 from alula.planning.cascade import JudgedCascade, judge_cascade
 from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration
 from alula.planning.ladder import declare_ladder
 from alula.planning.selection import Picked, best_within
-from alula.planning.validation import Validation, halves
+from alula.planning.validation import IntArray, Validation, halves
 
 __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_rows"]
 
@@ -83,7 +83,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         counts: how often each member is blended.
         overlap: name.
-        score: validated score.
+        score: validated score. It flatters a little: the plan was chosen by it.
+        judged_score: score, on one half of the recordings, of plans chosen on the other, both ways round; None
+            where there are too few recordings to tell, or nothing fits.
         time: of the job; its upper end is within `limit_s` if it fits.
         limit_s: the deadline less the margin.
         fits: whether there is time for any member at all. If not, this is the cheapest one, and the job will
@@ -98,6 +100,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     overlap: str
     score: float
+    judged_score: float | None
     time: Duration
     limit_s: float
     fits: bool
@@ -148,11 +151,7 @@ def make_plan(
     _check(members, overlaps, validation, deadline_s=deadline_s, margin=margin)
     planner = _Planner(members, overlaps, sheet, validation, workload, machine)
     limit_s = deadline_s * (1 - margin)
-    best: tuple[Overlap, Picked] | None = None
-    for overlap in overlaps:
-        found = planner.best(overlap, limit_s)
-        if found is not None and (best is None or _merit(found) > _merit(best[1])):
-            best = (overlap, found)
+    best = planner.best_of_all(limit_s)
     fits = best is not None
     overlap, picked = best or planner.cheapest()
     notes = []
@@ -172,6 +171,7 @@ def make_plan(
         counts=picked.counts,
         overlap=overlap.name,
         score=picked.score,
+        judged_score=planner.judged(limit_s, seed) if fits else None,
         time=planner.duration(picked.names, overlap),
         limit_s=limit_s,
         fits=fits,
@@ -200,6 +200,9 @@ def plan_rows(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
             (f"{sign}{step.added}", f"{step.score:.4f}", _time(step.time), f"{gain}, weight {weight:.2f}")
         )
         before = step
+    if plan.judged_score is not None:
+        why = "chosen on one half of the recordings, judged on the other"
+        rows.append(("judged", f"{plan.judged_score:.4f}", "", why))
     if plan.cascade is not None:
         offer = plan.cascade
         rows.append(
@@ -294,7 +297,38 @@ class _Planner:
             extra_spread=extra_spread,
         )
 
-    def best(self, overlap: Overlap, limit_s: float) -> Picked | None:
+    def best_of_all(self, limit_s: float, rows: IntArray | None = None) -> tuple[Overlap, Picked] | None:
+        """Return the best ensemble at any overlap, and that overlap; None if nothing fits.
+
+        Args:
+            limit_s: time there is.
+            rows: that scores are taken on, where not all.
+        """
+        best: tuple[Overlap, Picked] | None = None
+        for overlap in self._overlaps:
+            found = self.best(overlap, limit_s, rows)
+            if found is not None and (best is None or _merit(found) > _merit(best[1])):
+                best = (overlap, found)
+        return best
+
+    def judged(self, limit_s: float, seed: int) -> float | None:
+        """Return what plans made on one half of the recordings score on the other; None if unknown."""
+        if self._validation.recordings < 2:
+            return None
+        sides = halves(self._validation, seed=seed)
+        scores = []
+        for mine, other in (sides, sides[::-1]):
+            try:
+                best = self.best_of_all(limit_s, mine)
+                if best is None:
+                    return None
+                blended = self._validation.blended(best[0].name, best[1].counts)
+                scores.append(self._validation.judged(blended, other))
+            except AccuracyError:  # a half without positives, say
+                return None
+        return statistics.fmean(scores)
+
+    def best(self, overlap: Overlap, limit_s: float, rows: IntArray | None = None) -> Picked | None:
         """Return the best ensemble at an overlap whose time surely fits."""
 
         def needed_s(names: frozenset[str]) -> float:
@@ -305,7 +339,9 @@ class _Planner:
 
         return best_within(
             list(self._members),
-            score=lambda counts: self._validation.score(overlap.name, counts),
+            score=lambda counts: self._validation.judged(
+                self._validation.blended(overlap.name, counts), rows
+            ),
             time_s=needed_s,
             limit_s=limit_s,
         )

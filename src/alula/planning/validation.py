@@ -12,7 +12,7 @@ import numpy.typing as npt
 from alula.accuracy import Metric
 from alula.errors import UsageError
 
-__all__ = ["Blend", "Validation", "halves", "weighted_mean"]
+__all__ = ["Blend", "IntArray", "Validation", "halves", "weighted_mean"]
 
 Array: TypeAlias = npt.NDArray[Any]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -70,6 +70,11 @@ class Validation:
         if self.groups is not None and len(self.groups) != n:
             raise UsageError(f"Got {len(self.groups)} groups for {n} rows; expected one for each.")
 
+    @property
+    def recordings(self) -> int:
+        """How many recordings the rows are of."""
+        return len(self.y_true) if self.groups is None else len(np.unique(self.groups))
+
     def blended(self, overlap: str, counts: Mapping[str, int]) -> Array:
         """Return the scores of an ensemble, shape (n, c)."""
         known = self.predictions[overlap]
@@ -81,8 +86,10 @@ class Validation:
         Raises:
             AccuracyError: the metric is not defined on these rows.
         """
-        chosen = slice(None) if rows is None else rows
-        value = self.metric.value(self.y_true[chosen], scores[chosen])
+        if rows is None:
+            value = self.metric.value(self.y_true, scores)
+        else:
+            value = self.metric.value(self.y_true[rows], scores[rows])
         return value if self.metric.higher_is_better else -value
 
     def score(self, overlap: str, counts: Mapping[str, int]) -> float:
@@ -118,4 +125,5 @@ def halves(validation: Validation, *, seed: int = 0) -> tuple[IntArray, IntArray
         side[group] = smaller
         filled[smaller] += int(sizes[group])
     sides = side[group_of.reshape(-1)]
-    return np.flatnonzero(sides == 0), np.flatnonzero(sides == 1)
+    rows = np.arange(n, dtype=np.int64)
+    return rows[sides == 0], rows[sides == 1]

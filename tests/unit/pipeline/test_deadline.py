@@ -282,18 +282,15 @@ def test_the_simulation_is_hard(draws: list[deadline_jobs.Draw]) -> None:
     """A job that never steps down falls far behind, so the test above can fail."""
     shares = [
         deadline_jobs.run(draw, may_step=False).score / deadline_jobs.clairvoyant_score(draw)
-        for draw in draws[:100]
+        for draw in draws[:50]
     ]
     assert np.mean(shares) < 0.75
 
 
 def test_without_a_reserve_some_jobs_are_late(draws: list[deadline_jobs.Draw]) -> None:
     """The reserve is what keeps the promise, not luck: jobs that keep none miss deadlines."""
-    late = 0
-    for draw in draws[:100]:
-        bare = dataclasses.replace(draw, reserve_share=0.0)
-        late += deadline_jobs.run(bare).written_s > bare.allowed_s
-    assert late > 0
+    bare = (dataclasses.replace(draw, reserve_share=0.0) for draw in draws)
+    assert any(deadline_jobs.run(draw).written_s > draw.allowed_s for draw in bare)
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -22,6 +23,7 @@ from alula.planning import (
     Validation,
     Workload,
     duration,
+    halves,
     make_plan,
     plan_rows,
 )
@@ -107,12 +109,50 @@ def test_steps_end_at_the_plan_and_everything_else_is_accounted_for() -> None:
         assert ("would take" in one.reason) == (one.time.high_s > plan.limit_s)
 
 
+def test_the_judged_score_is_that_of_plans_made_on_the_other_half() -> None:
+    known = validation(4, rows=100)
+    plan = planned(known, 400.0)
+    assert plan.judged_score is not None
+    scores = []
+    sides = halves(known)
+    for mine, other in (sides, sides[::-1]):
+        part = Validation(
+            metric=MacroAuc(),
+            y_true=known.y_true[mine],
+            predictions={
+                overlap: {name: scores[mine] for name, scores in members.items()}
+                for overlap, members in known.predictions.items()
+            },
+        )
+        chosen = planned(part, 400.0)
+        scores.append(known.judged(known.blended(chosen.overlap, chosen.counts), other))
+    assert plan.judged_score == pytest.approx(np.mean(scores))
+
+
+def test_one_recording_is_not_judged() -> None:
+    known = dataclasses.replace(validation(4, rows=100), groups=np.zeros(100))
+    assert planned(known, 400.0).judged_score is None
+
+
+def test_over_many_sets_the_judged_score_flatters_less() -> None:
+    gaps = []
+    for seed in range(8):
+        plan = planned(validation(seed, rows=60), 5000.0)
+        assert plan.judged_score is not None
+        fresh = validation(500 + seed, rows=1500)
+        true = fresh.score(plan.overlap, plan.counts)
+        gaps.append((plan.score - true, plan.judged_score - true))
+    flattery, judged = np.mean(gaps, axis=0)
+    assert flattery > judged
+
+
 def test_the_table_says_score_time_and_why() -> None:
     plan = planned(validation(0), 400.0)
     head, first, *rest = plan_rows(plan)
     assert head == ("step", "score", "time", "why")
     assert first[0] == plan.steps[0].added and first[3].startswith("first, weight")
-    assert len(rest) == len(plan.steps) - 1 + len(plan.left_out)
+    assert [row[0] for row in rest].count("judged") == 1
+    assert len(rest) == len(plan.steps) + len(plan.left_out)
     assert any("would take up to" in row[3] for row in rest)
 
 
