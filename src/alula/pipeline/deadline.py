@@ -324,7 +324,9 @@ class DeadlineScheduler:
         """
         cheapest = int(np.argmin(down.expected_s))
         least = self._forecast.remaining(rest[[cheapest]], now_s=now_s, chance=self._care.sure)
-        piece_s = self._care.piece * self._allowed_s * self._forecast.slowness(now_s)
+        # The next piece comes first, whatever its rung; none is begun that is expected to take more than half
+        # of the time left.
+        piece_s = min(self._care.piece * self._allowed_s * self._forecast.slowness(now_s), left_s / 2)
         if least.high_s[0] + piece_s > left_s:
             return cheapest
         worth = _worth_using(down.expected_s, self._scores)

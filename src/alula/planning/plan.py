@@ -84,8 +84,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         counts: how often each member is blended.
         overlap: name.
         score: validated score. It flatters a little: the plan was chosen by it.
-        judged_score: score, on one half of the recordings, of plans chosen on the other, both ways round; None
-            where there are too few recordings to tell, or nothing fits.
+        judged_score: score, on one half of the recordings, of plans chosen on the other, both ways round;
+            None where there are too few recordings to tell, or nothing fits.
         time: of the job; its upper end is within `limit_s` if it fits.
         limit_s: the deadline less the margin.
         fits: whether there is time for any member at all. If not, this is the cheapest one, and the job will
