@@ -285,11 +285,14 @@ class DeadlineScheduler:
             fixed = self._forecast.units(backlog.units)
             rows = max(backlog.rows, backlog.rows_high)
             rest = rows * self._loads + fixed
-            down = self._forecast.remaining(rest, now_s=now_s, chance=self._care.down)
+            with_fixed = np.vstack([rest, fixed])
+            down = self._forecast.remaining(with_fixed, now_s=now_s, chance=self._care.down)
+            fixed_s = float(down.expected_s[-1])
+            down = Remaining(down.expected_s[:-1], down.high_s[:-1], down.worst_s[:-1])
             rung = self._chosen(rest, down, now_s=now_s, left_s=left_s)
             before = rung if self._rung is None else self._rung
             self._rung = rung
-            row_s = float(down.expected_s[rung] - self._fixed_s(fixed, now_s)) / rows
+            row_s = (float(down.expected_s[rung]) - fixed_s) / rows
             stops = self._stopped or left_s <= 0 or row_s > left_s
             if (stops and not self._stopped) or (not stops and rung != before):
                 self._steps.append(
@@ -339,12 +342,6 @@ class DeadlineScheduler:
             return kept
         up = self._forecast.remaining(rest, now_s=now_s, chance=self._care.up)
         return min(kept, _first(worth & (up.high_s <= left_s), fallback=kept))
-
-    def _fixed_s(self, fixed: FloatArray, now_s: float) -> float:
-        if not fixed.any():
-            return 0.0
-        taken = self._forecast.remaining(fixed[None], now_s=now_s, chance=self._care.down)
-        return float(taken.expected_s[0])
 
     def _stop_s(self, now_s: float) -> float:
         slowness = min(

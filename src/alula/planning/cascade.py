@@ -161,7 +161,7 @@ def learn_cascade(
 
     found: tuple[int, float] | None = None
     for tail in TAILS:
-        inside = _inside(cheap, bands(cheap, truth, np.full(classes, tail))).any(axis=1)
+        inside = np.asarray(_inside(cheap, bands(cheap, truth, np.full(classes, tail))).any(axis=1))
         count = int(inside.sum())
         if (found is None or count < found[0]) and holds(inside):
             found = (count, tail)
@@ -171,7 +171,7 @@ def learn_cascade(
     lower, upper = bands(cheap, truth, tails)
     inside = _inside(cheap, (lower, upper))
     for k in np.argsort(-inside.sum(axis=0), kind="stable")[:_NARROWED_CLASSES]:
-        others = np.delete(inside, k, axis=1).any(axis=1)
+        others = np.asarray(np.delete(inside, k, axis=1).any(axis=1))
         for tail in TAILS[TAILS.index(found[1]) + 1 :]:
             low, high = _band(cheap, truth, int(k), tail)
             column = (cheap[:, k] >= low) & (cheap[:, k] <= high)
