@@ -115,6 +115,11 @@ class AudioFeatures:
         if self._description.peak_normalize:
             peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
             waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
+        if self._description.std_normalize:
+            for wave in waves:
+                # Asked of the values: rounding gives a constant window a tiny deviation that is none.
+                if wave.max() > wave.min():
+                    wave /= np.float32(wave.std(dtype=np.float64))
         if self._mel is None:
             return waves
         features = np.empty((len(waves), *self._mel.shape), dtype=np.float32)
