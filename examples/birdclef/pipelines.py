@@ -31,6 +31,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         model: `file.py:factory`, the file beside the TOML.
         input: TOML file of its input, beside this one.
         output: what its outputs are.
+        lead_s: silence put before a recording, so that the middle of each window is its row.
         weight: its part of the blend, relative to the others.
     """
 
@@ -38,6 +39,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: str
     input: str
     output: Literal["probabilities", "logits"]
+    lead_s: float = 0.0
     weight: float = 1.0
 
     def source(self, folder: Path = HERE) -> str:

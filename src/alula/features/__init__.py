@@ -10,6 +10,7 @@ from alula.features.array import ArrayFeatures
 from alula.features.audio import AudioFeatures, Window
 from alula.features.describe import PRESETS, parse_description, read_description, to_toml
 from alula.features.image import ImageFeatures
+from alula.features.long import LongSpectrogram
 from alula.features.mel import MelSpectrogram, mel_filters
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ArrayFeatures",
     "AudioFeatures",
     "ImageFeatures",
+    "LongSpectrogram",
     "MelSpectrogram",
     "Window",
     "make_features",

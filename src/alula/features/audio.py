@@ -119,13 +119,26 @@ class AudioFeatures:
             for wave in waves:
                 # Asked of the values: rounding gives a constant window a tiny deviation that is none.
                 if wave.max() > wave.min():
-                    wave /= np.float32(wave.std(dtype=np.float64))
+                    np.divide(wave, np.float32(wave.std(dtype=np.float64)), out=wave)
         if self._mel is None:
             return waves
         features = np.empty((len(waves), *self._mel.shape), dtype=np.float32)
         for wave, out in zip(waves, features, strict=True):
             self._mel.transform_into(wave, out)
         return features
+
+    def waves(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterable[Float32]:
+        """Return a recording as mono waves at the description's rate, piece by piece; see `windows`.
+
+        Raises:
+            DataError: a block has another shape or type, or the rate is not positive.
+            EngineUnavailableError: soxr is missing and the rate is another.
+        """
+        if rate_hz < 1:
+            raise DataError("audio", f"the sample rate is {rate_hz} Hz; expected a positive number.")
+        waves: Iterable[Float32] = map(_mono, blocks)
+        target_hz = self._description.sample_rate_hz
+        return waves if rate_hz == target_hz else _resampled(waves, rate_hz, target_hz)
 
     def windows(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterator[Window]:
         """Yield the windows of one recording, in order, while its blocks come in.
@@ -143,13 +156,8 @@ class AudioFeatures:
             DataError: a block has another shape or type, or the rate is not positive.
             EngineUnavailableError: soxr is missing and the rate is another.
         """
-        if rate_hz < 1:
-            raise DataError("audio", f"the sample rate is {rate_hz} Hz; expected a positive number.")
-        target_hz = self._description.sample_rate_hz
         length, hop = self._description.window_samples, self._description.hop_samples
-        waves: Iterable[Float32] = map(_mono, blocks)
-        if rate_hz != target_hz:
-            waves = _resampled(waves, rate_hz, target_hz)
+        waves = self.waves(blocks, rate_hz)
         held = np.zeros(length, dtype=np.float32)
         filled = index = 0
         unseen = False

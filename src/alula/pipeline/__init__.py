@@ -17,10 +17,12 @@ from alula.pipeline.sinks import (
     Sink,
     sink_for,
 )
+from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
     "AtomicFile",
     "BirdclefSink",
+    "ColumnWalk",
     "CsvSink",
     "ErrorReport",
     "JobSummary",
@@ -29,8 +31,10 @@ __all__ = [
     "Row",
     "Sink",
     "TaskResult",
+    "columns_of",
     "iter_job",
     "row_limit",
     "run_job",
     "sink_for",
+    "windows_of",
 ]
