@@ -9,7 +9,7 @@ what came of it is always said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class WholeFiles:
         self.gated = part.gated
         self.computed_once = self._walk.repeated * hop_frames / part.frames
 
-    def scores(self, blocks: Iterator[NDArray[Any]], rate_hz: int) -> Iterator[NDArray[np.float32]]:
+    def scores(self, blocks: Iterable[NDArray[Any]], rate_hz: int) -> Iterator[NDArray[np.float32]]:
         """Yield the network's outputs for the windows of a recording, in order, each of shape (n, c).
 
         Args:
@@ -203,7 +203,7 @@ def _judged(
             while batch := list(islice(windows, _HEAD_BATCH)):
                 baseline.append(window_scores(np.stack(batch)))
         with open_audio(path) as audio:
-            candidate += way.scores(iter(audio.blocks()), audio.rate_hz)
+            candidate += way.scores(audio.blocks(), audio.rate_hz)
     accuracy = compare(
         metric,
         targets=targets,
