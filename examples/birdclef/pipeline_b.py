@@ -36,9 +36,9 @@ BY_255 = Scale(-30 / 255, 15 / 255)
 class EventDetector(nn.Module):
     """A detector of sound events: BatchNorm over mel bands, a backbone, and a score for each of its frames.
 
-    `forward` gives the logits of the middle half of the window: the largest frame there, mixed with the
-    largest of the same stretch moved by `shift` frames either way, half and quarter and quarter.
-    `clip_logits` gives what is learned from, the attention-weighted score of the whole window.
+    The result are logits of the middle half of the window: the largest score of a frame there, mixed with the
+    largest of the same stretch moved by `shift` frames either way, half and quarter and quarter. The
+    attention of the original serves its training alone and is left out.
 
     Source of the head: Kong et al. 2020 (arXiv:1912.10211).
 
@@ -61,7 +61,6 @@ class EventDetector(nn.Module):
         self.smooth = nn.AvgPool1d(3, stride=1, padding=1)
         self.peak = nn.MaxPool1d(3, stride=1, padding=1)
         self.hidden = nn.Linear(channels, channels)
-        self.attention = nn.Conv1d(channels, classes, 1)
         self.classes = nn.Conv1d(channels, classes, 1)
         self.shift = shift
 
@@ -70,12 +69,6 @@ class EventDetector(nn.Module):
         mixed = 0.5 * self._middle(scores, 0)
         mixed = mixed + 0.25 * (self._middle(scores, -self.shift) + self._middle(scores, self.shift))
         return _logits(mixed)
-
-    def clip_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits (b, n) of whole windows."""
-        frames = self._frames(x)
-        weights = torch.softmax(torch.tanh(self.attention(frames)), dim=-1)
-        return _logits((weights * torch.sigmoid(self.classes(frames))).sum(dim=-1))
 
     def _frames(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bands(self.prepare(x).transpose(1, 2)).transpose(1, 2)

@@ -1,6 +1,7 @@
 """What a `pipeline_*.toml` says, read and checked; and its blend written as plainly as it can be.
 
-The blend is a few lines of NumPy on the scores of one recording. It is what an ensemble is compared with.
+`[blend]` and the file named by `post` are what `alula ensemble` takes. Here they are carried out once more, on
+the scores of one recording, in a few lines of NumPy: what an ensemble is compared with.
 """
 
 from __future__ import annotations
@@ -19,59 +20,54 @@ from alula.features import read_description
 
 HERE = Path(__file__).resolve().parent
 
-# Probabilities are kept this far from 0 and 1 before their logits are taken.
-EDGE = 1e-6
-
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network.
 
     Attributes:
-        name: by which it is called.
+        name: by which it is called, and its bundle.
         model: `file.py:factory`, the file beside the TOML.
         input: TOML file of its input, beside this one.
-        output: what its outputs are.
-        lead_s: silence put before a recording, so that the middle of each window is its row.
-        weight: its part of the blend, relative to the others.
+        activation: what makes probabilities of its outputs.
     """
 
     name: str
     model: str
     input: str
-    output: Literal["probabilities", "logits"]
-    lead_s: float = 0.0
-    weight: float = 1.0
+    activation: Literal["none", "sigmoid"] = "none"
 
-    def source(self, folder: Path = HERE) -> str:
-        """Return the model for `alula optimize` and `alula.optimize`."""
-        return str(folder / self.model)
-
-    def description(self, folder: Path = HERE) -> AudioInput:
+    def description(self) -> AudioInput:
         """Return the input description."""
-        found = read_description(folder / self.input)
+        found = read_description(HERE / self.input)
         assert isinstance(found, AudioInput)
         return found
 
 
 class Blend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How members are joined: the weighted mean of probabilities or logits, or the root mean square."""
+    """How members are joined: the mean of their scores or logits, or the power mean of their scores."""
 
-    mean: Literal["probabilities", "logits", "square"]
+    type: Literal["mean", "power"]
+    of: Literal["scores", "logits"] = "scores"
+    exponent: float = 1.0
 
 
-class After(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is done with the blended probabilities of a recording.
+class View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The seconds in the middle of a window that its row is about."""
 
-    Attributes:
-        smoothing: weights of a row and its neighbours, the row in the middle. Missing neighbours count as the
-            nearest row there is.
-    """
+    keep_s: float
 
-    smoothing: tuple[float, ...] = (1.0,)
 
-    def __post_init__(self) -> None:
-        if len(self.smoothing) % 2 == 0:
-            raise ValueError(f"`smoothing` needs an odd number of weights; got {len(self.smoothing)}")
+class Smoothing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="smoothing"):
+    """Weights of a row and its neighbours, the row in the middle."""
+
+    kernel: tuple[float, ...]
+
+
+class Post(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file of post-processing says, as far as these pipelines need it."""
+
+    view: dict[str, View] = {}
+    step: tuple[Smoothing, ...] = ()
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,49 +75,53 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         classes: outputs of each member.
-        step_s: seconds between rows.
         members: in the order of the blend.
         blend: how they are joined.
-        after: what follows.
+        post: file of post-processing beside this one, or None.
     """
 
     classes: int
-    step_s: float
     members: tuple[Member, ...]
     blend: Blend
-    after: After = After()
+    post: str | None = None
+
+    @property
+    def processing(self) -> Post:
+        """Views of members, and what follows the blend."""
+        if self.post is None:
+            return Post()
+        return msgspec.convert(tomllib.loads((HERE / self.post).read_text("utf-8")), type=Post)
+
+    def lead_s(self, member: Member) -> float:
+        """Return the silence before a recording that puts each row in the middle of its window."""
+        view = self.processing.view.get(member.name)
+        return 0.0 if view is None else (member.description().window_s - view.keep_s) / 2
 
     def joined(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return the probabilities of a recording, float32 of shape (rows, classes).
 
         Args:
-            outputs: of each member by its name, (rows, classes), as it gives them.
+            outputs: of each member by its name, (rows, classes), as its network gives them.
         """
-        weights = np.array([member.weight for member in self.members], np.float64)
-        weights /= weights.sum()
-        stacked = np.stack([self._terms(member, outputs[member.name]) for member in self.members])
-        mixed = np.tensordot(weights, stacked, axes=1)
-        if self.blend.mean == "square":
-            mixed = np.sqrt(mixed)
-        elif self.blend.mean == "logits":
-            mixed = sigmoid(mixed)
-        return smoothed(mixed, self.after.smoothing).astype(np.float32)
-
-    def _terms(self, member: Member, output: NDArray[np.float32]) -> NDArray[np.float64]:
-        given = output.astype(np.float64)
-        if self.blend.mean == "logits":
-            return given if member.output == "logits" else logit(given)
-        probabilities = sigmoid(given) if member.output == "logits" else given
-        return probabilities**2 if self.blend.mean == "square" else probabilities
+        given = {member: outputs[member.name].astype(np.float64) for member in self.members}
+        if self.blend.of == "logits":
+            mixed = sigmoid(np.mean(list(given.values()), axis=0))
+        else:
+            scores = [sigmoid(x) if one.activation == "sigmoid" else x for one, x in given.items()]
+            mixed = np.mean([one**self.blend.exponent for one in scores], axis=0) ** (1 / self.blend.exponent)
+        for step in self.processing.step:
+            mixed = smoothed(mixed, step.kernel)
+        return mixed.astype(np.float32)
 
 
-def read_pipeline(path: Path) -> Pipeline:
-    """Return what a TOML file says.
+def read_pipeline(letter: str) -> Pipeline:
+    """Return pipeline `a`, `b`, `c` or `d`.
 
     Raises:
-        msgspec.ValidationError: it says something else than `Pipeline`.
+        msgspec.ValidationError: its file says something else than `Pipeline`.
     """
-    return msgspec.convert(tomllib.loads(path.read_text("utf-8")), type=Pipeline)
+    text = (HERE / f"pipeline_{letter}.toml").read_text("utf-8")
+    return msgspec.convert(tomllib.loads(text), type=Pipeline)
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,18 +129,16 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
-def logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return logits of probabilities."""
-    inside = np.clip(p, EDGE, 1.0 - EDGE)
-    return np.log(inside / (1.0 - inside))
+def smoothed(rows: NDArray[np.float64], kernel: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return each row mixed with its neighbours; the weights of those that exist are scaled to sum to 1.
 
-
-def smoothed(rows: NDArray[np.float64], weights: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return each row mixed with its neighbours.
-
-    >>> smoothed(np.array([[0.0], [0.0], [1.0]]), (0.25, 0.5, 0.25)).ravel().tolist()
-    [0.0, 0.25, 0.75]
+    >>> smoothed(np.array([[0.0], [0.0], [1.0]]), (0.25, 0.5, 0.25)).ravel().round(3).tolist()
+    [0.0, 0.25, 0.667]
     """
-    reach = len(weights) // 2
-    padded = np.pad(rows, ((reach, reach), (0, 0)), mode="edge")
-    return np.sum([weight * padded[k : k + len(rows)] for k, weight in enumerate(weights)], axis=0)
+    reach = len(kernel) // 2
+    found = np.empty_like(rows)
+    for k in range(len(rows)):
+        places = [k + j for j in range(-reach, reach + 1) if 0 <= k + j < len(rows)]
+        weights = np.array([kernel[place - k + reach] for place in places])
+        found[k] = weights @ rows[places] / weights.sum()
+    return found

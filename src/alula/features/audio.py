@@ -12,7 +12,7 @@ from alula.core import AudioInput
 from alula.errors import DataError, EngineUnavailableError
 from alula.features.mel import MelSpectrogram
 
-__all__ = ["AudioFeatures", "Window"]
+__all__ = ["AudioFeatures", "Window", "normalize_deviations"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -56,6 +56,14 @@ def _resampled(waves: Iterable[Float32], from_hz: int, to_hz: int) -> Iterator[F
     for wave in waves:
         yield stream.resample_chunk(wave)
     yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+def normalize_deviations(waves: Float32) -> None:
+    """Divide each window, shape (n, t), by its standard deviation, in place; constant windows stay."""
+    for wave in waves:
+        # Asked of the values: rounding gives a constant window a tiny deviation that is none.
+        if wave.max() > wave.min():
+            np.divide(wave, np.float32(wave.std(dtype=np.float64)), out=wave)
 
 
 class AudioFeatures:
@@ -116,10 +124,7 @@ class AudioFeatures:
             peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
             waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
         if self._description.std_normalize:
-            for wave in waves:
-                # Asked of the values: rounding gives a constant window a tiny deviation that is none.
-                if wave.max() > wave.min():
-                    np.divide(wave, np.float32(wave.std(dtype=np.float64)), out=wave)
+            normalize_deviations(waves)
         if self._mel is None:
             return waves
         features = np.empty((len(waves), *self._mel.shape), dtype=np.float32)
