@@ -1,7 +1,7 @@
 """What a `pipeline_*.toml` says, read and checked; and its blend written as plainly as it can be.
 
-`[blend]` and the file named by `post` are what `alula ensemble` takes. Here they are carried out once more, on
-the scores of one recording, in a few lines of NumPy: what an ensemble is compared with.
+`[blend]` and the file named by `post` are what `alula ensemble` takes. Here they are carried out once more,
+on the scores of one recording, in a few lines of NumPy: what an ensemble is compared with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the heads of a pipeline's networks for a few minutes: `python train.py c CLIPS -o weights`.
 
 CLIPS holds a folder of recordings per class, or recordings alone, each of which is a class of its own then.
-The backbones stay as they are, random; only what follows them learns. That gives scores that follow the sound,
+The backbones stay as they are, random; only what follows them learns. That gives scores that follow a sound,
 which is enough to see what an engine or a blend does to them. It gives no good detector of birds. Each step
 runs the whole network on a few windows.
 """
