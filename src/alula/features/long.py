@@ -145,7 +145,8 @@ class LongSpectrogram:
     def _with_floor(self, piece: Float32, loudest: Float32, top_db: np.float32) -> Float32:
         width = 2 * (self.window_frames // 2) + 1
         near = np.lib.stride_tricks.sliding_window_view(loudest, width)[: piece.shape[1]].max(axis=1)
-        return np.maximum(piece, near - top_db)
+        floored: Float32 = np.maximum(piece, near - top_db)
+        return floored
 
 
 def _bound_to_window(description: AudioInput) -> str | None:

@@ -306,7 +306,7 @@ class _Reading:
         return first if _attribute(node, "keepdims", 1) else self._without(first, axes, rank)
 
     @staticmethod
-    def _without(first: _Local, axes: Sequence[int] | NDArray[np.generic], rank: int) -> _Local | None:
+    def _without(first: _Local, axes: Sequence[int] | NDArray[np.int64], rank: int) -> _Local | None:
         gone = {int(one) % rank for one in axes}
         if first.axis in gone:
             return None
@@ -355,12 +355,12 @@ class _Reading:
     def _size(self, name: str, axis: int) -> int | None:
         return (self._shapes.get(name) or ())[axis]
 
-    def _values(self, node: Any, index: int) -> NDArray[np.generic] | None:
-        """Return the values of a constant input, None where it is none."""
+    def _values(self, node: Any, index: int) -> NDArray[np.int64] | None:
+        """Return the whole numbers of a constant input, None where it is none."""
         from onnx import numpy_helper
 
         stored = self._stored.get(node.input[index]) if index < len(node.input) else None
-        return None if stored is None else np.asarray(numpy_helper.to_array(stored)).reshape(-1)
+        return None if stored is None else numpy_helper.to_array(stored).reshape(-1).astype(np.int64)
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:

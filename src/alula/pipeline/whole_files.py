@@ -173,4 +173,5 @@ def _joined(before: Arrays, after: Arrays, axes: tuple[int, ...]) -> Arrays:
 def _part(array: npt.NDArray[Any], axis: int, start: int, stop: int | None) -> npt.NDArray[Any]:
     places: list[slice] = [slice(None)] * array.ndim
     places[axis] = slice(start, stop)
-    return array[tuple(places)]
+    part: npt.NDArray[Any] = array[tuple(places)]
+    return part

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.accuracy import Metric, accept, compare
-from alula.core import Accuracy, AudioInput, Recipe, Settings
+from alula.core import Accuracy, AudioInput, Recipe, Settings, Signature
 from alula.data import open_audio
 from alula.engines import Arrays, Session, engine_named
 from alula.errors import AlulaError, ModelError, UsageError
@@ -72,7 +72,7 @@ class WholeFiles:
         settings = Settings(threads=threads)
         engine = engine_named(_RECIPE.engine)
 
-        def load(folder: Path, signature: Any, batch_size: int) -> Session:
+        def load(folder: Path, signature: Signature, batch_size: int) -> Session:
             sized = msgspec.structs.replace(settings, batch_size=batch_size)
             return engine.load(folder, recipe=_RECIPE, signature=signature, settings=sized)
 
@@ -92,7 +92,7 @@ class WholeFiles:
         self.gated = part.gated
         self.computed_once = self._walk.repeated * hop_frames / part.frames
 
-    def scores(self, blocks: Iterable[NDArray[Any]], rate_hz: int) -> Iterator[NDArray[np.float32]]:
+    def scores(self, blocks: Iterable[NDArray[Any]], rate_hz: int) -> Iterator[NDArray[Any]]:
         """Yield the network's outputs for the windows of a recording, in order, each of shape (n, c).
 
         Args:
@@ -117,7 +117,7 @@ class WholeFiles:
             count=lambda: counted[0],
         )
         while batch := list(islice(windows, _HEAD_BATCH)):
-            yield np.asarray(self._head.run(_stacked(batch))[0])
+            yield self._head.run(_stacked(batch))[0]
 
     def close(self) -> None:
         """Free the engine's memory."""
