@@ -21,6 +21,7 @@ ZOO = Path(__file__).resolve().parents[2] / "benchmarks" / "zoo.py"
 
 SETTLING_BATCHES = 2
 SETTLING_BATCH = 4
+PATCH = 8
 
 
 def zoo() -> ModuleType:
@@ -47,6 +48,16 @@ def backbone(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     return module
 
 
+def textured_noise(shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return a batch of noise (b, c, f, t) of unit variance, half of it by patches, half by points.
+
+    Spectrograms are smooth in part, and convolutions answer to that otherwise than to points.
+    """
+    coarse = torch.randn(SETTLING_BATCH, shape[0], -(-shape[1] // PATCH), -(-shape[2] // PATCH))
+    patches = functional.interpolate(coarse, scale_factor=PATCH)[..., : shape[1], : shape[2]]
+    return (patches + torch.randn(SETTLING_BATCH, *shape)) / 2.0**0.5
+
+
 def settled(
     make: Callable[[], nn.Module],
     shape: tuple[int, int, int],
@@ -69,7 +80,7 @@ def settled(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make()
-        batches = [torch.randn(SETTLING_BATCH, *shape).mul_(std).add_(mean) for _ in range(SETTLING_BATCHES)]
+        batches = [textured_noise(shape).mul_(std).add_(mean) for _ in range(SETTLING_BATCHES)]
         result: nn.Module = zoo().calibrate(module, batches)
     return result
 
