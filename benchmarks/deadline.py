@@ -318,11 +318,13 @@ class Contender:
         pool: the process.
         cpu_s: core-seconds of each run.
         wall_s: wall seconds of each run.
+        peak_bytes: largest memory that the process had held when all runs were done.
     """
 
     pool: ProcessPoolExecutor
     cpu_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
 
     def run(self, files: list[Path], table: Path) -> Round:
         """Go over the folder once."""
@@ -511,7 +513,6 @@ def section(
         wall_s = statistics.median(one.wall_s)
         bound_s = sum(stages[way]) / share / cores
         full_s = wall_s * FULL_JOB[0] * 10 / (options.recordings * options.minutes) * cores / FULL_JOB[1]
-        memory = one.pool.submit(_peak_bytes_here).result()
         speeds.append(
             (
                 way,
@@ -519,7 +520,7 @@ def section(
                 "1" if way == USUAL else str(ratio(rate.rounds_per_s, usual)),
                 f"{bound_s:,.1f}",
                 f"{wall_s / bound_s:.2f}",
-                f"{memory / 2**20:,.0f}",
+                f"{one.peak_bytes / 2**20:,.0f}",
                 f"{full_s / 60:,.0f}",
             )
         )
@@ -590,6 +591,9 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
         before, started = take_snapshot(), time.monotonic()
         calls = {way: (lambda seconds, one=one: one.run(files, table)) for way, one in contenders.items()}
         rounds = interleave(calls, rounds=options.rounds, seconds=0.0).rounds
+        for one in contenders.values():
+            # Before the stages, each of which holds all of its results.
+            one.peak_bytes = one.pool.submit(_peak_bytes_here).result()
         own_s = sum(sum(one.cpu_s) for one in contenders.values())
         wall_s = time.monotonic() - started
         notes += describe_disturbance(before, take_snapshot(), own_cpu_s=own_s, wall_s=wall_s)
