@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import sys
 import time
@@ -307,7 +306,11 @@ def _stages_here(files: list[Path]) -> Stages:
 
 def _peak_bytes_here() -> int:
     """Return the largest memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`, which a child begins with at what its parent held when it was made.
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("/proc/self/status does not tell the peak of memory; expected a line `VmHWM:`.")
 
 
 @dataclass
@@ -640,6 +643,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := sorted(set(options.ensembles) - ENSEMBLES.keys()):
         parser.error(f"no ensemble `{unknown[0]}`; there are {', '.join(ENSEMBLES)}")
+    options.stage_recordings = min(options.stage_recordings, options.recordings)
     zoo.let_children_import_timm()
     zoo.import_timm()
     output.say(f"recordings in {WORK}")
