@@ -72,8 +72,22 @@ def eager(module: nn.Module, x: np.ndarray) -> np.ndarray:
         return module(torch.from_numpy(x)).numpy()
 
 
+def exported(module: nn.Module, folder: Path) -> Path:
+    sample = np.random.default_rng(0).standard_normal((3, 1, 16, 81)).astype(np.float32)
+    export_module(module, [sample], target="onnx", folder=folder)
+    return folder / ARTIFACT_FILES["onnx"]
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """Return a network that pads its maps and uses all columns, and its ONNX file."""
+    module = network(padded=True, middle=slice(None))
+    return module, exported(module, tmp_path_factory.mktemp("padded"))
+
+
 def opened(
     module: nn.Module,
+    model: Path,
     folder: Path,
     files: list[Path],
     *,
@@ -81,9 +95,8 @@ def opened(
     max_drop: float = 1e-6,
     block_s: float = 1.7,
 ) -> tuple[WholeFiles | None, WholeFileVerdict]:
-    export_module(module, [windows(files[0])[:3]], target="onnx", folder=folder)
     return open_whole_files(
-        folder / ARTIFACT_FILES["onnx"],
+        model,
         folder,
         description=description,
         recordings=files,
@@ -103,7 +116,7 @@ def test_columns_that_see_no_window_end_give_the_scores_of_each_window(tmp_path:
     # Without padding of its own, and with the outermost columns, which see padded frames, left out.
     module = network(padded=False, middle=slice(2, -2))
     file = recording(tmp_path / "a.wav", 20.3)
-    way, verdict = opened(module, tmp_path, [file])
+    way, verdict = opened(module, exported(module, tmp_path), tmp_path, [file])
     assert way is not None
     assert (verdict.allowed, verdict.gated) == (True, False)
     got, expected = whole(way, file), eager(module, windows(file))
@@ -113,10 +126,9 @@ def test_columns_that_see_no_window_end_give_the_scores_of_each_window(tmp_path:
     way.close()
 
 
-def test_padding_makes_a_difference_that_is_measured(tmp_path: Path) -> None:
-    module = network(padded=True, middle=slice(None))
+def test_padding_makes_a_difference_that_is_measured(padded: tuple[nn.Module, Path], tmp_path: Path) -> None:
     file = recording(tmp_path / "a.wav", 10.0)
-    way, verdict = opened(module, tmp_path, [file], max_drop=1e-12)
+    way, verdict = opened(*padded, tmp_path, [file], max_drop=1e-12)
     assert way is None
     assert not verdict.allowed
     assert verdict.accuracy is not None
@@ -124,10 +136,11 @@ def test_padding_makes_a_difference_that_is_measured(tmp_path: Path) -> None:
     assert "more than the 1e-12 allowed" in verdict.reason
 
 
-def test_a_small_difference_within_the_limit_is_allowed_and_said(tmp_path: Path) -> None:
-    module = network(padded=True, middle=slice(None))
+def test_a_small_difference_within_the_limit_is_allowed_and_said(
+    padded: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
     file = recording(tmp_path / "a.wav", 10.0)
-    way, verdict = opened(module, tmp_path, [file], max_drop=0.5)
+    way, verdict = opened(*padded, tmp_path, [file], max_drop=0.5)
     assert way is not None
     assert verdict.accuracy is not None
     assert verdict.accuracy.n == 19
@@ -136,21 +149,23 @@ def test_a_small_difference_within_the_limit_is_allowed_and_said(tmp_path: Path)
     way.close()
 
 
-def test_long_blocks_compute_half_of_windows_that_overlap_by_half(tmp_path: Path) -> None:
-    module = network(padded=True, middle=slice(None))
+def test_long_blocks_compute_half_of_windows_that_overlap_by_half(
+    padded: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
     file = recording(tmp_path / "a.wav", 3.0)
-    way, verdict = opened(module, tmp_path, [file], max_drop=0.5, block_s=60.0)
+    way, verdict = opened(*padded, tmp_path, [file], max_drop=0.5, block_s=60.0)
     assert way is not None
     assert verdict.computed_once == pytest.approx(0.5, abs=0.005)
     way.close()
 
 
-def test_what_belongs_to_each_window_is_refused_with_its_reason(tmp_path: Path) -> None:
-    module = network(padded=True, middle=slice(None))
+def test_what_belongs_to_each_window_is_refused_with_its_reason(
+    padded: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
     file = recording(tmp_path / "a.wav", 3.0)
     mel = LogMel(n_fft=256, hop=100, n_mels=16, normalize=(MinMax(),))
     description = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0, hop_s=0.5, mel=mel)
-    way, verdict = opened(module, tmp_path, [file], description=description)
+    way, verdict = opened(*padded, tmp_path, [file], description=description)
     assert way is None
     assert verdict.accuracy is None
     assert "normalised by its own values" in verdict.reason
