@@ -128,7 +128,7 @@ def let_children_import_timm() -> None:
 
 
 def _build(name: str, **options: Any) -> nn.Module:
-    timm = _timm()
+    timm = import_timm()
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -148,8 +148,8 @@ def _calibrated_on_noise(name: str, module: nn.Module) -> nn.Module:
         return calibrate(module, batches)
 
 
-def _timm() -> Any:
-    """Import timm, which imports torchvision, which fails beside a torch of another build without help."""
+def import_timm() -> Any:
+    """Return timm. It imports torchvision, which fails beside a torch of another build without help."""
     if str(SUPPORT) not in sys.path:
         sys.path.insert(0, str(SUPPORT))
     if "timm" not in sys.modules:

@@ -110,6 +110,7 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         window_s: length of one window; the last window of a file is padded with zeros.
         hop_s: distance between window starts; None means `window_s` (no overlap).
         peak_normalize: divide each window by its largest absolute value (windows of silence stay 0).
+        std_normalize: divide each window by its standard deviation (constant windows stay as they are).
         mel: the spectrogram; None gives the waveform itself, shape (t,).
 
     Result of one window: float32 of shape (c, f, t) with a spectrogram, (t,) without.
@@ -119,6 +120,7 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window_s: Positive = 5.0
     hop_s: Positive | None = None
     peak_normalize: bool = False
+    std_normalize: bool = False
     mel: LogMel | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +138,8 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"`f_max_hz` must not exceed half the sample rate ({self.sample_rate_hz / 2:g} Hz); "
                 f"got {self.mel.f_max_hz:g}"
             )
+        if self.peak_normalize and self.std_normalize:
+            raise ValueError("`peak_normalize` and `std_normalize` exclude each other; got both")
         if self.window_samples < 1 or self.hop_samples < 1:
             raise ValueError("a window and its hop must hold at least one sample each")
 

@@ -12,7 +12,7 @@ from alula.core import AudioInput
 from alula.errors import DataError, EngineUnavailableError
 from alula.features.mel import MelSpectrogram
 
-__all__ = ["AudioFeatures", "Window", "cut_windows", "mixed", "normalize_peaks", "resampled"]
+__all__ = ["AudioFeatures", "Window", "cut_windows", "mixed", "normalize", "resampled"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -109,10 +109,20 @@ def _followed_by_silence(waves: Iterable[Float32], trail: int) -> Iterator[Float
         yield np.zeros(trail, dtype=np.float32)
 
 
-def normalize_peaks(waves: Float32) -> None:
-    """Divide each window, shape (n, t), by its largest absolute value, in place; silence stays 0."""
-    peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
-    waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
+def normalize(waves: Float32, audio: AudioInput) -> None:
+    """Scale each window, shape (n, t), in place, as a description asks.
+
+    `peak_normalize` divides it by its largest absolute value, where silence stays 0; `std_normalize` by its
+    standard deviation, where a constant window stays as it is.
+    """
+    if audio.peak_normalize:
+        peaks = np.maximum(waves.max(axis=1), -waves.min(axis=1))
+        waves /= np.where(peaks > 0, peaks, np.float32(1.0))[:, None]
+    if audio.std_normalize:
+        for wave in waves:
+            # Asked of the values: rounding gives a constant window a tiny deviation that is none.
+            if wave.max() > wave.min():
+                np.divide(wave, np.float32(wave.std(dtype=np.float64)), out=wave)
 
 
 class AudioFeatures:
@@ -169,14 +179,26 @@ class AudioFeatures:
                 f"(n, {length}).",
             )
         waves = np.array(waves, dtype=np.float32)
-        if self._description.peak_normalize:
-            normalize_peaks(waves)
+        normalize(waves, self._description)
         if self._mel is None:
             return waves
         features = np.empty((len(waves), *self._mel.shape), dtype=np.float32)
         for wave, out in zip(waves, features, strict=True):
             self._mel.transform_into(wave, out)
         return features
+
+    def waves(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterable[Float32]:
+        """Return a recording as mono waves at the description's rate, piece by piece; see `windows`.
+
+        Raises:
+            DataError: a block has another shape or type, or the rate is not positive.
+            EngineUnavailableError: soxr is missing and the rate is another.
+        """
+        if rate_hz < 1:
+            raise DataError("audio", f"the sample rate is {rate_hz} Hz; expected a positive number.")
+        waves: Iterable[Float32] = map(mixed, blocks)
+        target_hz = self._description.sample_rate_hz
+        return waves if rate_hz == target_hz else resampled(waves, rate_hz, target_hz)
 
     def windows(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterator[Window]:
         """Yield the windows of one recording, in order, while its blocks come in.
@@ -194,14 +216,8 @@ class AudioFeatures:
             DataError: a block has another shape or type, or the rate is not positive.
             EngineUnavailableError: soxr is missing and the rate is another.
         """
-        if rate_hz < 1:
-            raise DataError("audio", f"the sample rate is {rate_hz} Hz; expected a positive number.")
-        target_hz = self._description.sample_rate_hz
         length, hop = self._description.window_samples, self._description.hop_samples
-        waves: Iterable[Float32] = map(mixed, blocks)
-        if rate_hz != target_hz:
-            waves = resampled(waves, rate_hz, target_hz)
-        for index, wave in enumerate(cut_windows(waves, length=length, hop=hop)):
+        for index, wave in enumerate(cut_windows(self.waves(blocks, rate_hz), length=length, hop=hop)):
             yield self._window(wave, index)
 
     def _window(self, wave: Float32, index: int) -> Window:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription, LogMel
 from alula.errors import UsageError
-from alula.features.audio import cut_windows, mixed, normalize_peaks, resampled
+from alula.features.audio import cut_windows, mixed, normalize, resampled
 from alula.features.mel import MelSpectrograms, spectrum_key
 
 __all__ = ["Demand", "SharedAudioFeatures", "SharedRow", "canonical", "distinct_demands", "feature_key"]
@@ -168,8 +168,9 @@ def _grid_in_words(demand: Demand) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Waves:
-    """Windows as waves, all or each divided by its peak, and what is computed from them."""
+    """Windows as waves, scaled in one way, and what is computed from them."""
 
+    scaling: AudioInput  # one that asks for this way
     plain: tuple[int, ...]  # demands that take the wave itself
     spectra: tuple[tuple[MelSpectrograms, tuple[int, ...]], ...]
 
@@ -183,8 +184,7 @@ class _Cut:
     hop: int
     lead: int
     trail: int
-    as_is: _Waves
-    peak_normalized: _Waves
+    waves: tuple[_Waves, ...]  # one for each way to scale them
 
 
 class SharedAudioFeatures:
@@ -227,8 +227,7 @@ class SharedAudioFeatures:
                 hop=hop,
                 lead=(length - keep) // 2,
                 trail=length - keep - (length - keep) // 2,
-                as_is=_waves_of(described, [i for i in indices if not described[i][0].peak_normalize]),
-                peak_normalized=_waves_of(described, [i for i in indices if described[i][0].peak_normalize]),
+                waves=_scaled_waves(described, indices),
             )
             for (rate_hz, length, hop, keep), indices in users.items()
         )
@@ -289,6 +288,16 @@ def _checked_keep_s(audio: AudioInput, keep_s: float | None) -> float:
     return keep_s
 
 
+def _scaled_waves(
+    described: Sequence[tuple[AudioInput, float]], indices: Sequence[int]
+) -> tuple[_Waves, ...]:
+    scalings: dict[tuple[bool, bool], list[int]] = defaultdict(list)
+    for index in indices:
+        audio = described[index][0]
+        scalings[audio.peak_normalize, audio.std_normalize].append(index)
+    return tuple(_waves_of(described, alike) for alike in scalings.values())
+
+
 def _waves_of(described: Sequence[tuple[AudioInput, float]], indices: Sequence[int]) -> _Waves:
     kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     plain = []
@@ -304,22 +313,17 @@ def _waves_of(described: Sequence[tuple[AudioInput, float]], indices: Sequence[i
         mels = [mel for index in alike if (mel := described[index][0].mel) is not None]
         shared = MelSpectrograms(mels, rate_hz=audio.sample_rate_hz, samples=audio.window_samples)
         spectra.append((shared, tuple(alike)))
-    return _Waves(tuple(plain), tuple(spectra))
+    return _Waves(described[indices[0]][0], tuple(plain), tuple(spectra))
 
 
 def _compute(cut: _Cut, wave: Float32, arrays: list[Float32 | None]) -> None:
-    _compute_from(cut.as_is, wave, arrays)
-    if cut.peak_normalized.plain or cut.peak_normalized.spectra:
-        scaled = wave[None].copy()
-        normalize_peaks(scaled)
-        _compute_from(cut.peak_normalized, scaled[0], arrays)
-
-
-def _compute_from(waves: _Waves, wave: Float32, arrays: list[Float32 | None]) -> None:
-    for index in waves.plain:
-        arrays[index] = wave.copy()  # the window's memory is that of the next one, too
-    for spectrograms, indices in waves.spectra:
-        outs = [np.empty(shape, np.float32) for shape in spectrograms.shapes]
-        spectrograms.transform_into(wave, outs)
-        for index, out in zip(indices, outs, strict=True):
-            arrays[index] = out
+    for waves in cut.waves:
+        scaled = wave.copy()  # the window's memory is that of the next one, too
+        normalize(scaled[None], waves.scaling)
+        for index in waves.plain:
+            arrays[index] = scaled
+        for spectrograms, indices in waves.spectra:
+            outs = [np.empty(shape, np.float32) for shape in spectrograms.shapes]
+            spectrograms.transform_into(scaled, outs)
+            for index, out in zip(indices, outs, strict=True):
+                arrays[index] = out

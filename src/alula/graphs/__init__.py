@@ -11,18 +11,21 @@ from alula.graphs.layers import Kind, Layer, LayerGraph, Shape
 from alula.graphs.onnx_graph import name_nodes, read_onnx
 from alula.graphs.openvino_graph import read_openvino
 from alula.graphs.products import Products, products_of
+from alula.graphs.reach import LocalPart, local_part
 from alula.graphs.roles import Role, assign_roles, is_left_in_float, left_in_float
 
 __all__ = [
     "Kind",
     "Layer",
     "LayerGraph",
+    "LocalPart",
     "Products",
     "Role",
     "Shape",
     "assign_roles",
     "is_left_in_float",
     "left_in_float",
+    "local_part",
     "name_nodes",
     "products_of",
     "read_fx",

@@ -9,6 +9,7 @@ from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
 from alula.workflows.running import Bundle, Prediction, load_bundle
 from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
+from alula.workflows.whole_files import WholeFiles, WholeFileVerdict, open_whole_files
 
 __all__ = [
     "SEEDS",
@@ -21,11 +22,14 @@ __all__ = [
     "PredictionReport",
     "SurveyReport",
     "SurveyRow",
+    "WholeFileVerdict",
+    "WholeFiles",
     "bench",
     "diagnose",
     "load",
     "load_bundle",
     "make_ensemble",
+    "open_whole_files",
     "optimize",
     "parse_duration_s",
     "predict",

@@ -167,6 +167,19 @@ def test_peaks_become_one_and_silence_stays() -> None:
     np.testing.assert_array_equal(waves, before)
 
 
+def test_deviations_become_one_and_constant_windows_stay() -> None:
+    features = AudioFeatures(AudioInput(sample_rate_hz=4, window_s=1.0, std_normalize=True))
+    waves = np.array([[0.3, -0.5, 0.2, 0.1], [0.1] * 4, [0.0] * 4], np.float32)
+    got = features.transform(waves)
+    np.testing.assert_allclose(got[0], waves[0] / waves[0].std(), rtol=1e-6)
+    np.testing.assert_array_equal(got[1:], waves[1:])
+
+
+def test_peak_and_deviation_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        AudioInput(peak_normalize=True, std_normalize=True)
+
+
 def test_memory_is_a_block_and_a_window_however_long_the_recording() -> None:
     description = AudioInput(sample_rate_hz=16_000, window_s=1.0, mel=LogMel(n_fft=512, n_mels=32))
     features = AudioFeatures(description)
