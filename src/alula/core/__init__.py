@@ -29,6 +29,7 @@ from alula.core.types import (
     Scope,
     Settings,
     Signature,
+    TableFormat,
     TensorSpec,
     Throughput,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Settings",
     "Share",
     "Signature",
+    "TableFormat",
     "TensorSpec",
     "Throughput",
     "Work",

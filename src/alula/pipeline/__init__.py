@@ -1,36 +1,66 @@
-"""Bounded stages on threads, and writers of their results: callables and arrays only.
+"""Bounded stages on threads, a journal of what they have finished, and writers of their results.
 
 `run_job` and `iter_job` take tasks through *prepare* (decode and features), batches and *infer* to
-results in task order, under one CPU budget and in bounded memory. `sink_for` opens the table that
-the results are written to. Nothing here knows of audio or engines.
+results, under one CPU budget and in bounded memory. A `Journal` keeps results through a kill, and a
+`Backlog` gives them back in order. `sink_for` opens the table that they are written to. Callables and arrays
+only: nothing here knows of audio or engines.
 """
 
 from alula.pipeline.atomic import AtomicFile
+from alula.pipeline.backlog import READY_PER_RESULT, Backlog
+from alula.pipeline.detections import Recordings, Selection, read_thresholds
+from alula.pipeline.formats import FORMATS, TableOptions, sink_for
 from alula.pipeline.jobs import JobSummary, Progress, TaskResult, iter_job, run_job
-from alula.pipeline.schedule import row_limit
-from alula.pipeline.sinks import (
-    BirdclefSink,
-    CsvSink,
-    ErrorReport,
-    ParquetSink,
-    Row,
-    Sink,
-    sink_for,
+from alula.pipeline.journal import (
+    FileKey,
+    FileTask,
+    JobKey,
+    Journal,
+    Kept,
+    KeptBlock,
+    file_key,
+    journal_folder,
 )
+from alula.pipeline.schedule import RowSpec, row_limit
+from alula.pipeline.shards import Shard, parse_shard, shard_of
+from alula.pipeline.sinks import CsvSink, ErrorReport, ParquetPartsSink, ParquetSink, Row, Sink
+from alula.pipeline.submission import BirdclefSink, SampleSubmission, read_sample_submission
 
 __all__ = [
+    "FORMATS",
+    "READY_PER_RESULT",
     "AtomicFile",
+    "Backlog",
     "BirdclefSink",
     "CsvSink",
     "ErrorReport",
+    "FileKey",
+    "FileTask",
+    "JobKey",
     "JobSummary",
+    "Journal",
+    "Kept",
+    "KeptBlock",
+    "ParquetPartsSink",
     "ParquetSink",
     "Progress",
+    "Recordings",
     "Row",
+    "RowSpec",
+    "SampleSubmission",
+    "Selection",
+    "Shard",
     "Sink",
+    "TableOptions",
     "TaskResult",
+    "file_key",
     "iter_job",
+    "journal_folder",
+    "parse_shard",
+    "read_sample_submission",
+    "read_thresholds",
     "row_limit",
     "run_job",
+    "shard_of",
     "sink_for",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import BinaryIO
 
 from alula.errors import JobError, UsageError
 
-__all__ = ["AtomicFile", "AtomicFolder", "check_file_target", "check_folder_target", "writing"]
+__all__ = ["AtomicFile", "AtomicFolder", "check_file_target", "check_folder_target", "is_draft", "writing"]
 
 
 @contextlib.contextmanager
@@ -141,6 +142,10 @@ class AtomicFolder:
             self.draft = _draft(self._target, drafts)
             self.draft.mkdir()
 
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block whose `OSError` becomes a `JobError` that names the folder and says what to do."""
+        return writing(self.path)
+
     def commit(self) -> None:
         """Put the folder in its place; on failure remove it and keep the old one.
 
@@ -175,6 +180,15 @@ class AtomicFolder:
 
 def _draft(target: Path, drafts: Path | None) -> Path:
     return (drafts or target.parent) / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def is_draft(path: Path) -> bool:
+    """Return whether a name is one of those that files and folders have until they are whole.
+
+    >>> is_draft(Path(".scores.csv.0123456789ab.tmp")), is_draft(Path("scores.csv"))
+    (True, False)
+    """
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp(\.old)?", path.name, re.DOTALL) is not None
 
 
 def _create(path: Path) -> BinaryIO:

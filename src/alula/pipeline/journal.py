@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from alula.errors import AlulaError, DataError, JobError, UsageError
 from alula.hardware import disk_full
-from alula.pipeline.atomic import writing
+from alula.pipeline.atomic import is_draft, writing
 
 __all__ = ["FileKey", "FileTask", "JobKey", "Journal", "Kept", "KeptBlock", "file_key", "journal_folder"]
 
@@ -196,7 +196,7 @@ class Journal:
 
     Raises:
         JobError: when another run works there, or the folder cannot be written to.
-        UsageError: when an unfinished run with another key is there.
+        UsageError: when an unfinished run with another key is there, or anything that is no journal.
         DiskFullError: when there is no space.
 
     Example:
@@ -233,6 +233,7 @@ class Journal:
         self._removes = False
 
     def __enter__(self) -> Self:
+        self._check_folder()
         self._lock = _locked(self.folder)
         try:
             with _keeping(self._results):
@@ -347,10 +348,12 @@ class Journal:
         check = zlib.crc32(note, zlib.crc32(front))
         for part in parts:
             check = zlib.crc32(part.data, check)
+        record: list[bytes | memoryview] = [front + _CHECK.pack(check) + note]
+        record.extend(part.data for part in parts)
         at = self._end
         with _keeping(self._results):
             try:
-                for data in (front + _CHECK.pack(check) + note, *(part.data for part in parts)):
+                for data in record:
                     _write(self._file, data, at)
                     at += len(data)
             except OSError:
@@ -450,10 +453,23 @@ class Journal:
 
     # The folder.
 
+    def _check_folder(self) -> None:
+        """Refuse a folder with anything in it that is not ours: drafts in it are removed."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder}: is no folder; expected one for the journal. Name another.")
+        if not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name not in (_LOCK_NAME, _RESULTS_NAME) and not is_draft(path):
+                raise UsageError(
+                    f"{self.folder}: holds `{path.name}`, which is no part of a journal; expected an empty "
+                    "folder or a journal. Name another folder."
+                )
+
     def _remove_drafts(self) -> None:
         """Remove what a killed run was writing when it was killed."""
         for path in self.folder.iterdir():
-            if path.name in (_LOCK_NAME, _RESULTS_NAME):
+            if not is_draft(path):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

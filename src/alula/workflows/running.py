@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,23 @@ from numpy.typing import NDArray
 from alula.bundle import Deployed, Manifest, Running, read_manifest, start, verify
 from alula.core import Settings
 from alula.engines import Arrays, filled
-from alula.errors import AlulaError, EngineError
+from alula.errors import AlulaError, DataError, EngineError
 from alula.hardware import thread_budget
-from alula.pipeline import iter_job
+from alula.pipeline import (
+    READY_PER_RESULT,
+    Backlog,
+    FileTask,
+    JobKey,
+    Journal,
+    Kept,
+    file_key,
+    iter_job,
+)
 from alula.workflows.samples import FileReader
 
-__all__ = ["Bundle", "Prediction", "load"]
+__all__ = ["Bundle", "Prediction", "job_key", "keep", "load"]
+
+Span = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,15 +139,42 @@ class Bundle:
         """Return the first output of a batch with the bundle's activation applied, as a 1-tuple."""
         return (_activated(self.infer(batch)[0], self.manifest.activation),)
 
-    def map(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+    def full_batch_scores(self, batch: Arrays) -> Arrays:
+        """Return `scores` of a batch, computed at the full batch size whatever its own.
+
+        Kernels may sum in another order for another batch size. So a sample's scores do not depend on how
+        many others there were beside it, unless the recipe itself makes them (dynamic quantization).
+        """
+        count = len(batch[0])
+        missing = self._batch - count
+        if missing <= 0:
+            return self.scores(batch)
+        whole = tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in batch)
+        return tuple(output[:count] for output in self.scores(whole))
+
+    def map(
+        self, paths: Iterable[str | Path], *, journal: str | Path | None = None, fresh: bool = False
+    ) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order, as they are done; files are read ahead.
 
         A file that cannot be read gives a prediction with its `error`; the others go on. Memory does
-        not grow with the length or the number of files.
+        not grow with the number of files.
+
+        Args:
+            paths: the files; read lazily.
+            journal: folder to keep results in, so that the same call goes on after a kill: a file that is
+                in it, and has not changed since, is not computed again. It stays until you remove it.
+            fresh: forget what is in the journal.
 
         Raises:
             EngineError: the engine failed; that is no file's fault.
+            JobError: the journal is in use by another run, or cannot be written.
+            UsageError: the journal belongs to another bundle.
+            DiskFullError: there is no space for the journal.
         """
+        if journal is not None:
+            yield from self._map_kept(paths, Journal(Path(journal), job_key(self), fresh=fresh))
+            return
         reader = FileReader(self.manifest.input)
 
         def prepare(path: Path) -> Iterator[tuple[tuple[float | None, float | None], Arrays]]:
@@ -153,15 +192,38 @@ class Bundle:
             if result.error is not None:
                 yield Prediction(path=result.task, start_s=None, end_s=None, scores=None, error=result.error)
                 continue
-            begins, ends = zip(*result.keys, strict=True)
-            timed = begins[0] is not None
+            start_s, end_s = _bounds_s(result.keys)
             yield Prediction(
-                path=result.task,
-                start_s=np.array(begins, np.float64) if timed else None,
-                end_s=np.array(ends, np.float64) if timed else None,
-                scores=result.outputs[0],
-                error=None,
+                path=result.task, start_s=start_s, end_s=end_s, scores=result.outputs[0], error=None
             )
+
+    def _map_kept(self, paths: Iterable[str | Path], journal: Journal) -> Iterator[Prediction]:
+        reader = FileReader(self.manifest.input)
+
+        def prepare(task: FileTask) -> Iterator[tuple[Span, Arrays]]:
+            for piece in reader.pieces(task.path):
+                yield (piece.start_s, piece.end_s), piece.arrays
+
+        with journal:
+            backlog = Backlog((FileTask(Path(path), file_key(path)) for path in paths), journal)
+            results = iter_job(
+                backlog.missing(),
+                prepare=prepare,
+                infer=self.full_batch_scores,
+                settings=self.settings,
+                cpu_budget=self._threads,
+                ordered=False,
+            )
+            with closing(results):
+                for result in results:
+                    if result.error is None:
+                        keep(journal, result.task, result.keys, result.outputs)
+                    else:
+                        journal.keep_failure(result.task.key, str(result.task), result.error)
+                    for task, kept in backlog.ready(READY_PER_RESULT):
+                        yield _prediction(task.path, kept, journal)
+            for task, kept in backlog.ready():
+                yield _prediction(task.path, kept, journal)
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -177,6 +239,55 @@ class Bundle:
 
     def __repr__(self) -> str:
         return f"<Bundle {self.path.name}: {self.recipe}, {self.settings}>"
+
+
+def job_key(bundle: Bundle, *, options: dict[str, str] | None = None) -> JobKey:
+    """Return what the scores of a bundle's jobs depend on besides the files.
+
+    Thread budget and batch size are not part of it: they change scores by rounding at most, and a run may
+    have to go on where there are fewer CPUs.
+
+    Args:
+        bundle: what runs.
+        options: other choices that change scores, by name.
+    """
+    return JobKey(
+        bundle=bundle.path.name,
+        checksum=bundle.manifest.checksum,
+        recipe=bundle.recipe,
+        options={} if options is None else options,
+    )
+
+
+def keep(journal: Journal, task: FileTask, keys: list[Span], outputs: Arrays) -> None:
+    """Put the scores of a file into a journal; see `Journal.keep` for what is raised."""
+    start_s, end_s = _bounds_s(keys)
+    journal.keep(task.key, start_s=start_s, end_s=end_s, scores=outputs[0])
+
+
+def _bounds_s(keys: list[Span]) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    starts, ends = zip(*keys, strict=True)
+    if starts[0] is None:
+        return None, None
+    return np.array(starts, np.float64), np.array(ends, np.float64)
+
+
+def _prediction(path: Path, kept: Kept, journal: Journal) -> Prediction:
+    if kept.reason is not None:
+        error = DataError(path, kept.reason)
+        return Prediction(path=path, start_s=None, end_s=None, scores=None, error=error)
+    blocks = list(journal.blocks(kept))
+    return Prediction(
+        path=path,
+        start_s=_joined([block.start_s for block in blocks]),
+        end_s=_joined([block.end_s for block in blocks]),
+        scores=_joined([block.scores for block in blocks]),
+        error=None,
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    return None if parts[0] is None else np.concatenate([part for part in parts if part is not None])
 
 
 def _activated(scores: NDArray[Any], activation: str) -> NDArray[Any]:
