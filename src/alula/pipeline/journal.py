@@ -240,9 +240,9 @@ class Journal:
                 self._file = os.open(self._results, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 if self._fresh:
                     os.ftruncate(self._file, 0)
+                self._synced_s = self._clock()
                 self._recover()
                 self._remove_drafts()
-            self._synced_s = self._clock()
         except BaseException:
             self._close()
             raise

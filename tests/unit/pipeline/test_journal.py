@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -98,27 +99,33 @@ def test_a_long_file_is_read_back_in_blocks(tmp_path: Path, monkeypatch: pytest.
 RESULTS = [result(n, rows=1 + n, timed=bool(n % 2)) for n in range(5)]
 
 
-def written(folder: Path) -> tuple[bytes, list[int]]:
+@functools.cache
+def written() -> tuple[bytes, list[int]]:
     """Return a journal of `RESULTS` as bytes, and how long it was after each of them, at first after none."""
-    ends = []
-    with Journal(folder, KEY) as kept:
-        ends.append((folder / "results").stat().st_size)
-        for one in RESULTS:
-            keep(kept, one)
-            ends.append((folder / "results").stat().st_size)
-    return (folder / "results").read_bytes(), ends
+    with tempfile.TemporaryDirectory() as name:
+        results = Path(name) / "j" / "results"
+        with Journal(results.parent, KEY) as kept:
+            ends = [results.stat().st_size]
+            for one in RESULTS:
+                keep(kept, one)
+                ends.append(results.stat().st_size)
+        return results.read_bytes(), ends
 
 
-@hypothesis_settings(deadline=None, max_examples=150)
+def lay(folder: Path, data: bytes) -> None:
+    folder.mkdir()
+    (folder / "results").write_bytes(data)
+
+
+@hypothesis_settings(deadline=None, max_examples=100)
 @given(share=st.floats(0, 1), tail=st.binary(max_size=60))
 def test_a_cut_at_any_byte_loses_only_what_was_not_whole(share: float, tail: bytes) -> None:
     """A kill cuts the last record; a power failure may leave anything behind the cut."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "j"
-        data, ends = written(folder)
-        cut = round(share * len(data))
-        left = data[:cut] + tail
-        (folder / "results").write_bytes(left)
+        data, ends = written()
+        left = data[: round(share * len(data))] + tail
+        lay(folder, left)
         whole = sum(left[:end] == data[:end] for end in ends[1:])
         with Journal(folder, KEY) as kept:
             assert [holds(kept, one) for one in RESULTS] == [k < whole for k in range(len(RESULTS))]
@@ -129,16 +136,16 @@ def test_a_cut_at_any_byte_loses_only_what_was_not_whole(share: float, tail: byt
         assert (folder / "results").read_bytes() == data
 
 
-@hypothesis_settings(deadline=None, max_examples=150)
+@hypothesis_settings(deadline=None, max_examples=100)
 @given(share=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
 def test_a_changed_byte_is_never_taken_for_a_result(share: float, change: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "j"
-        data, ends = written(folder)
+        data, ends = written()
         at = ends[0] + int(share * (len(data) - ends[0]))
         damaged = bytearray(data)
         damaged[at] ^= change
-        (folder / "results").write_bytes(damaged)
+        lay(folder, damaged)
         whole = sum(end <= at for end in ends[1:])
         with Journal(folder, KEY) as kept:
             assert [holds(kept, one) for one in RESULTS] == [k < whole for k in range(len(RESULTS))]
@@ -147,9 +154,9 @@ def test_a_changed_byte_is_never_taken_for_a_result(share: float, change: int) -
 @pytest.mark.parametrize("left", [0, 5, 19, 60])
 def test_a_journal_killed_at_its_birth_begins_anew(tmp_path: Path, left: int) -> None:
     folder = tmp_path / "j"
-    data, ends = written(folder)
+    data, ends = written()
     assert left < ends[0]
-    (folder / "results").write_bytes(data[:left])
+    lay(folder, data[:left])
     with Journal(folder, KEY) as kept:
         assert len(kept) == 0
         keep(kept, RESULTS[0])

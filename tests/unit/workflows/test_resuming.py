@@ -59,8 +59,8 @@ def content(folder: Path) -> dict[str, bytes]:
 class Killed:
     """Copies a folder as kills at chosen moments would leave it: before, in and after every write.
 
-    What a process has written is in the folder, whole or in part, and what it holds in its memory is not; so
-    a copy of the folder is all that is left of a process that is killed.
+    What a process has written is in the folder, whole or in part, and what it holds in its memory is not: a
+    copy of the folder is all that is left of a process that is killed.
     """
 
     def __init__(self, folder: Path, copies: Path, chosen: set[int]) -> None:
@@ -297,6 +297,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
         else:
 
             def commit(file: atomic.AtomicFile) -> None:
+                file.discard()
                 with atomic.writing(file.path):
                     raise full
 
