@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import write_wav
 from tiny import write_linear_onnx
 
 from alula.bundle import read_manifest, verify
@@ -90,3 +92,38 @@ def test_a_search_goes_on_each_time_that_the_disk_has_grown(
     verify(target, read_manifest(target))
     assert list(read_journal(target / "search.jsonl"))[: len(known)] == known
     assert sorted(path.name for path in disk.folder.iterdir()) == ["a.alula"]
+
+
+def test_a_folder_run_goes_on_each_time_that_the_disk_has_grown(
+    disk: SmallDisk, audio_bundle: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for index in range(120):
+        write_wav(inputs / f"{index:03}.wav", rng.uniform(-0.9, 0.9, 8000 * 20))
+    alone, output = tmp_path / "scores.csv", disk.folder / "scores.csv"
+    base = [sys.executable, "-m", "alula", "predict", str(audio_bundle), str(inputs), "--threads", "1", "-o"]
+    assert subprocess.run([*base, str(alone)], capture_output=True).returncode == 0
+    resumed: list[int] = []
+    # From less than the results take, over less than results and table take, to enough.
+    for size_bytes in (48 * 1024, 128 * 1024, 32 * MIB):
+        disk.grow(size_bytes)
+        done = subprocess.run(
+            [*base, str(output), "--json", "-q"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        assert "Traceback" not in done.stderr
+        if done.returncode == 0:
+            resumed.append(json.loads(done.stdout)["resumed"])
+            break
+        assert done.returncode == 1, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: The disk is full: ")
+        assert line.endswith("Free some space and run the same command again; it goes on where it stopped.")
+        assert not output.exists()
+    assert done.returncode == 0, done.stderr
+    assert 0 < resumed[0] < 120
+    assert output.read_text() == alone.read_text()
+    assert sorted(path.name for path in disk.folder.iterdir()) == ["scores.csv"]

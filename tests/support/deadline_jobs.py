@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from alula.pipeline import Backlog, DeadlineScheduler, Finished, Reserve, StageCost
+from alula.pipeline import DeadlineScheduler, Finished, Reserve, StageCost, WorkLeft
 from alula.planning.costs import CostSheet, Member, Overlap, Stage, row_loads
 from alula.planning.ladder import declare_ladder
 
@@ -219,7 +219,7 @@ def run(draw: Draw, *, may_step: bool = True) -> Outcome:
         ratio = (seen_true + 0.1 * unopened) / (seen_guess + 0.1 * unopened)
         open_rows = float(draw.rows[file] - in_file)
         decision = scheduler.decide(
-            Backlog(
+            WorkLeft(
                 rows=open_rows + unopened * ratio,
                 rows_high=open_rows + unopened * ratio * 1.05,
                 units={"open": float(len(draw.rows) - file)},

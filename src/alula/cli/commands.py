@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from alula._version import __version__
 from alula.cli.options import AlulaGroup, Screen, command_options, csv_of
-from alula.core import Scenario
+from alula.core import Scenario, TableFormat
 from alula.errors import UsageError
+
+if TYPE_CHECKING:
+    from alula.pipeline import Selection
 
 __all__ = ["cli"]
 
 SCENARIOS = get_args(Scenario)
 BLENDS = ("mean", "logits", "geometric", "power", "rank", "min", "max")
+FORMATS = get_args(TableFormat)
 EXIT_SOME_INPUTS_FAILED = 3
 FOLDER = click.Path(path_type=Path)
 
@@ -136,14 +140,22 @@ def _precisions(given: str | None) -> Any:
 @cli.command()
 @click.argument("bundle", type=FOLDER)
 @click.argument("inputs", nargs=-1, required=True)
-@click.option("-o", "--output", type=FOLDER, required=True, help="The table: .csv or .parquet.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The table, or a folder of tables.")
 @click.option(
     "--format",
     "table_format",
-    type=click.Choice(["csv", "parquet", "birdclef"]),
-    help="Default: from the suffix of the output.",
+    type=click.Choice(FORMATS),
+    help="Default: from the suffix of the output, .csv or .parquet.",
 )
+@click.option("--sample", type=FOLDER, help="sample_submission.csv, for its columns and rows (birdclef).")
+@click.option(
+    "--threshold", help="Smallest score of a detection: a number, or a CSV file with label,threshold."
+)
+@click.option("--min-confidence", type=float, help="Smallest score of any detection.")
+@click.option("--top-k", type=int, help="Detections in a window at most.")
 @click.option("--errors", type=FOLDER, help="Error report; default errors.csv beside the output.")
+@click.option("--shard", help="Only this part of the files, such as 3/10.")
+@click.option("--fresh", is_flag=True, help="Start over rather than continue an interrupted run.")
 @click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
 @click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
 @command_options
@@ -151,26 +163,58 @@ def predict(
     screen: Screen,
     bundle: Path,
     inputs: tuple[str, ...],
-    output: Path,
-    table_format: str | None,
-    errors: Path | None,
-    trust_code: bool,
-    threads: int | None,
+    **options: Any,
 ) -> None:
     """Run BUNDLE over INPUTS (folders, files or globs) and write one table.
 
     Inputs that fail are listed in the error report; the others finish, and the exit code is 3.
+
+    A run that was killed or interrupted, or found the disk full, is continued by the same command.
+
+    Formats birdnet, raven, audacity and kaleidoscope hold detections, by default of scores from 0.25 up.
+    Raven and audacity give one table if the output ends in .txt, else a folder with one per recording.
     """
     from alula.cli.progress import job_progress
     from alula.cli.render import draw_prediction
+    from alula.pipeline import parse_shard
     from alula.workflows import load
     from alula.workflows import predict as run
 
-    with load(bundle, trust_code=trust_code, threads=threads) as loaded, job_progress(screen) as progress:
-        report = run(loaded, inputs, output=output, format=table_format, errors=errors, progress=progress)
+    selection = _selection(options["threshold"], options["min_confidence"], options["top_k"])
+    shard = None if options["shard"] is None else parse_shard(options["shard"])
+    with (
+        load(bundle, trust_code=options["trust_code"], threads=options["threads"]) as loaded,
+        job_progress(screen) as progress,
+    ):
+        report = run(
+            loaded,
+            inputs,
+            output=options["output"],
+            format=options["table_format"],
+            errors=options["errors"],
+            sample=options["sample"],
+            selection=selection,
+            shard=shard,
+            fresh=options["fresh"],
+            progress=progress,
+        )
     screen.result(report, lambda console: draw_prediction(console, report))
     if report.errors is not None:
         sys.exit(EXIT_SOME_INPUTS_FAILED)
+
+
+def _selection(threshold: str | None, min_confidence: float | None, top_k: int | None) -> Selection | None:
+    from alula.pipeline import Selection, read_thresholds
+
+    if threshold is None and min_confidence is None and top_k is None:
+        return None
+    limit: float | dict[str, float] | None = None
+    if threshold is not None:
+        try:
+            limit = float(threshold)
+        except ValueError:
+            limit = read_thresholds(threshold)
+    return Selection(threshold=limit, min_confidence=min_confidence, top_k=top_k)
 
 
 @cli.command()

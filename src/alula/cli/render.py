@@ -221,13 +221,24 @@ def draw_prediction(console: Console, report: PredictionReport) -> None:
     job = report.job
     rows = [
         ("output", report.output),
-        ("done", f"{job.tasks_done} files, {job.samples} samples in {job.wall_s:.1f} s ({report.recipe})"),
+        (
+            "done",
+            f"{job.tasks_done} files, {job.samples} samples in {job.wall_s:.1f} s ({report.recipe})"
+            + _resumed(report),
+        ),
         ("speed", f"{job.samples_per_s:.1f} samples/s with decoding and features" + _against(report)),
         ("work", f"decoding and features {job.prepare_cpu_s:.1f} CPU s, model {job.model_s:.1f} s"),
     ]
     if report.errors is not None:
-        rows.append(("failed", f"{job.tasks_failed} files; {report.errors} says which and why"))
+        rows.append(("failed", f"{report.failed} files; {report.errors} says which and why"))
+    rows.extend(("note", note) for note in report.notes)
     _draw_pairs(console, rows)
+
+
+def _resumed(report: PredictionReport) -> str:
+    if not report.resumed:
+        return ""
+    return f"; {report.resumed} of {report.files} files were finished by a run before"
 
 
 def _against(report: PredictionReport) -> str:

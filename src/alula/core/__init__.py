@@ -31,6 +31,7 @@ from alula.core.types import (
     Scope,
     Settings,
     Signature,
+    TableFormat,
     TensorSpec,
     Throughput,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Signature",
     "Smoothing",
     "Step",
+    "TableFormat",
     "TensorSpec",
     "Throughput",
     "TopScaling",

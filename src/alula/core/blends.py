@@ -83,8 +83,8 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     "average").
 
     A row's result depends on every other row of the job. So there is none before the last file is done,
-    results of two jobs cannot be compared, and a job holds the scores of all members until its end: 4 bytes
-    per member, class and row. Other attributes as in `Mean`.
+    results of two jobs cannot be compared, and a job keeps the scores of all members on disk until its end: 4
+    bytes per member, class and row. Other attributes as in `Mean`.
     """
 
     weights: Weights | None = None

@@ -25,6 +25,7 @@ __all__ = [
     "Scope",
     "Settings",
     "Signature",
+    "TableFormat",
     "TensorSpec",
     "Throughput",
 ]
@@ -36,6 +37,11 @@ ExportFormat = Literal["onnx", "exported", "torchscript", "openvino", "module"]
 Scenario = Literal["offline", "single-stream", "server"]
 """What is to be fast, in MLPerf's words: samples per second; latency of one sample after the other; the
 rate of random arrivals whose p99 latency stays under a limit."""
+
+TableFormat = Literal[
+    "csv", "parquet", "parquet-parts", "birdclef", "birdnet", "raven", "audacity", "kaleidoscope"
+]
+"""What a folder run can write: tables of all scores, submissions, and tables of detections."""
 
 Scope = Literal["all", "dense", "no-depthwise", "no-edges"]
 """Which layers are quantized, by their role in the network, whatever the engine calls them.

@@ -11,7 +11,7 @@ import importlib
 from importlib.metadata import entry_points
 
 from alula.engines.base import Arrays, Engine, Knobs, Session, check_inputs, check_knobs
-from alula.engines.batching import filled, run_in_batches
+from alula.engines.batching import filled, filled_up, run_in_batches
 from alula.errors import EngineError, UsageError, closest
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "engine_named",
     "engine_names",
     "filled",
+    "filled_up",
     "run_in_batches",
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from alula.core import TensorSpec
 from alula.engines.base import Arrays, Session
 
-__all__ = ["filled", "run_in_batches"]
+__all__ = ["filled", "filled_up", "run_in_batches"]
 
 
 def filled(specs: Sequence[TensorSpec], batch: Arrays) -> Arrays:
@@ -26,7 +26,16 @@ def filled(specs: Sequence[TensorSpec], batch: Arrays) -> Arrays:
     [1.0, 2.0, 2.0, 2.0]
     """
     fixed = specs[0].shape[0]
-    missing = fixed - len(batch[0]) if isinstance(fixed, int) else 0
+    return filled_up(batch, fixed) if isinstance(fixed, int) else batch
+
+
+def filled_up(batch: Arrays, size: int) -> Arrays:
+    """Return a batch of `size` samples, filled up with copies of the last one; a larger one as it is.
+
+    >>> filled_up((np.array([1, 2]),), 4)[0].tolist()
+    [1, 2, 2, 2]
+    """
+    missing = size - len(batch[0])
     if missing <= 0:
         return batch
     return tuple(np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, assert_never
 
@@ -30,6 +31,9 @@ class Blender:
     Args:
         blend: how; its docstring in `alula.core` has the formula.
         alignment: where the columns of each member belong.
+        members: those whose scores will be blended, in ascending order; their weights are scaled to sum to 1
+            again. What comes out for a class that none of them has a say in means nothing; see `heard`. None
+            for all.
 
     Attributes:
         whole_job: whether a row's result depends on all rows of the job, so that `blend` must be given all of
@@ -45,11 +49,26 @@ class Blender:
     [[0.699999988079071]]
     """
 
-    def __init__(self, blend: Blend, alignment: Alignment) -> None:
+    def __init__(self, blend: Blend, alignment: Alignment, *, members: Sequence[int] | None = None) -> None:
         self.whole_job = isinstance(blend, Rank)
         self.alignment = alignment
         self._blend = blend
-        self._weights = _shares(blend, alignment)
+        weights = _weights(blend, alignment)
+        _check_heard(weights, alignment)
+        if members is not None:
+            places = list(members)
+            weights = weights[places]
+            self.alignment = dataclasses.replace(
+                alignment,
+                placements=tuple(alignment.placements[place] for place in places),
+                known=alignment.known[places],
+            )
+        self._weights = _shares(weights)
+
+    @property
+    def heard(self) -> npt.NDArray[np.bool_]:
+        """For each class whether a member has a say in it, shape (c,)."""
+        return np.asarray((self._weights > 0).any(axis=0))
 
     def blend(self, scores: Sequence[npt.NDArray[Any]]) -> Float32:
         """Return the blended scores.
@@ -79,6 +98,38 @@ class Blender:
                 return self._extreme(n, scores, np.maximum, -np.inf)
             case _:
                 assert_never(self._blend)
+
+    def blend_class(self, place: int, columns: Sequence[npt.NDArray[Any] | None]) -> Float32:
+        """Return the blended ranks of one class for all rows of a job, with the bits of `blend`.
+
+        So the ranks of a job need memory for a few of its columns only.
+
+        Args:
+            place: of the class in the result.
+            columns: of each member, its scores of that class, shape (n,); None where it does not know it; see
+                `columns_of_class`.
+
+        Returns:
+            A new array, shape (n,), float32.
+        """
+        given = [(column, m) for m, column in enumerate(columns) if column is not None]
+        total = np.zeros(len(given[0][0]), np.float32)
+        for column, m in given:
+            total += rank_shares(np.asarray(column, np.float32)[:, None])[:, 0] * self._weights[m, place]
+        return total
+
+    def columns_of_class(self, place: int) -> list[int | None]:
+        """Return which column of each member holds a class of the result; None where it does not know it."""
+        found: list[int | None] = []
+        for placement in self.alignment.placements:
+            at = place
+            if placement.target is not None:
+                at = int(np.searchsorted(placement.target, place))
+                if at == len(placement.target) or placement.target[at] != place:
+                    found.append(None)
+                    continue
+            found.append(at if placement.source is None else int(placement.source[at]))
+        return found
 
     def _checked_rows(self, scores: Sequence[npt.NDArray[Any]]) -> int:
         shapes = [part.shape for part in scores]
@@ -171,8 +222,8 @@ def _fold(result: Float32, part: Float32, fold: np.ufunc, placement: Placement) 
         result[:, placement.target] = fold(result[:, placement.target], part)
 
 
-def _shares(blend: Blend, alignment: Alignment) -> Float32:
-    """Return the weight of each member for each class, shape (m, c); each column sums to 1."""
+def _weights(blend: Blend, alignment: Alignment) -> npt.NDArray[np.float64]:
+    """Return the weight of each member for each class, shape (m, c), as it was given."""
     members = len(alignment.placements)
     weights = np.ones((members, alignment.classes))
     if not isinstance(blend, Minimum | Maximum):
@@ -184,7 +235,16 @@ def _shares(blend: Blend, alignment: Alignment) -> Float32:
                     f"`class_weights` names the class `{label}`, which the ensemble does not have."
                 )
             weights[:, alignment.labels.index(label)] = _column(row, members, f"`class_weights` of `{label}`")
-    weights *= alignment.known
+    return np.asarray(weights * alignment.known)
+
+
+def _shares(weights: npt.NDArray[np.float64]) -> Float32:
+    """Return weights of which each column sums to 1, or stays 0."""
+    sums = weights.sum(axis=0)
+    return np.asarray(weights / np.where(sums > 0, sums, 1.0), dtype=np.float32)
+
+
+def _check_heard(weights: npt.NDArray[np.float64], alignment: Alignment) -> None:
     sums = weights.sum(axis=0)
     if not (sums > 0).all():
         place = int(np.flatnonzero(~(sums > 0))[0])
@@ -193,7 +253,6 @@ def _shares(blend: Blend, alignment: Alignment) -> Float32:
             f"No member that knows {name} has a weight above 0, so it has no score. Raise a weight, or leave "
             "the class out of the labels."
         )
-    return np.asarray(weights / sums, dtype=np.float32)
 
 
 def _column(weights: Sequence[float], members: int, name: str) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alula.core import Settings
+from alula.engines import filled_up
 from alula.ensemble.blending import Blender
 from alula.errors import EngineError
 
@@ -101,40 +103,70 @@ class EnsembleSession:
             for member in self._members
         )
 
-    def run(self, inputs: Sequence[Array]) -> Float32:
+    def run(self, inputs: Sequence[Array], *, full_batches: bool = False) -> Float32:
         """Return the blended scores of a batch, or the joined ones where the blend needs the whole job.
+
+        The blend is that of all members; for some of them see `run_some`.
 
         Args:
             inputs: arrays (n, ...), of which each member takes one.
+            full_batches: whether members get batches of their full size only, the last one filled up.
+                Kernels may sum in another order for another size; so a row's scores do not depend on n.
 
         Returns:
             Blended scores, shape (n, c), float32; for a blend with `whole_job` the scores of all members side
-            by side, shape (n, sum of their columns), for `blend_all`.
+            by side, shape (n, sum of their columns), for `Blender.blend_class`.
 
         Raises:
             EngineError: a member failed, or its scores have another number of axes.
         """
-        with self._lock:
-            scores = [
-                self._scores_of(member, pool, inputs[member.takes])
-                for member, pool in zip(self._members, self._pools, strict=True)
-            ]
-        if self._blender.whole_job:
-            return np.concatenate(scores, axis=1)
-        return self._activate(self._blender.blend(scores))
+        scores, _ = self.run_some(
+            inputs, range(len(self._members)), blender=self._blender, full_batches=full_batches
+        )
+        assert scores is not None
+        return scores
 
-    def blend_all(self, joined: Sequence[Array], widths: Sequence[int]) -> list[Float32]:
-        """Return the blended scores of a whole job, in the parts that its joined scores came in.
+    def run_some(
+        self,
+        inputs: Sequence[Array],
+        chosen: Sequence[int],
+        *,
+        blender: Blender,
+        full_batches: bool,
+        stopped: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> tuple[Float32 | None, list[float]]:
+        """Return what `run` does from some of the members, and the seconds that each of these took.
 
         Args:
-            joined: results of `run`, shapes (n_i, sum of widths), such as one for each file.
-            widths: columns of each member.
+            inputs: see `run`; only those that the chosen members take are read.
+            chosen: places of the members.
+            blender: of these members.
+            full_batches: see `run`.
+            stopped: asked before each batch of a member. Once it says yes there are no scores but None, and
+                at most one batch of each instance is waited for.
+            clock: seconds.
         """
-        if not joined:
-            return []
-        together = np.concatenate(joined)
-        blended = self._blender.blend(np.split(together, np.cumsum(widths)[:-1], axis=1))
-        return np.split(self._activate(blended), np.cumsum([len(part) for part in joined])[:-1])
+        parts: list[Float32] = []
+        took_s = []
+        with self._lock:
+            for place in chosen:
+                start_s = clock()
+                member = self._members[place]
+                scores = self._scores_of(
+                    member,
+                    self._pools[place],
+                    inputs[member.takes],
+                    full_batches=full_batches,
+                    stopped=stopped,
+                )
+                if scores is None:
+                    return None, took_s
+                parts.append(scores)
+                took_s.append(clock() - start_s)
+        if blender.whole_job:
+            return np.concatenate(parts, axis=1), took_s
+        return self._activate(blender.blend(parts)), took_s
 
     def close(self) -> None:
         """Free what the members hold. Calling it twice is allowed; `run` afterwards is not."""
@@ -143,11 +175,26 @@ class EnsembleSession:
         for member in self._members:
             member.close()
 
-    def _scores_of(self, member: Member, pool: ThreadPoolExecutor, rows: Array) -> Float32:
+    def _scores_of(
+        self,
+        member: Member,
+        pool: ThreadPoolExecutor,
+        rows: Array,
+        *,
+        full_batches: bool,
+        stopped: Callable[[], bool],
+    ) -> Float32 | None:
         size = member.settings.batch_size
         parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+        last = len(parts[-1])
+        if full_batches:
+            (parts[-1],) = filled_up((parts[-1],), size)
         # `map` gives them in order, and raises what the first failing one raised once all before are there.
-        scored = list(pool.map(member.score, parts))
+        given = list(pool.map(lambda part: None if stopped() else member.score(part), parts))
+        scored = [scores for scores in given if scores is not None]
+        if len(scored) < len(given):
+            return None
+        scored[-1] = scored[-1][:last]
         if scored[0].ndim != 2:
             raise EngineError(
                 f"Member `{member.name}` gave scores of shape {scored[0].shape}; expected one score for each "

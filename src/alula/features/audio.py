@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from alula.core import AudioInput
 from alula.errors import DataError, EngineUnavailableError
 from alula.features.mel import MelSpectrogram
 
-__all__ = ["AudioFeatures", "Window", "cut_windows", "mixed", "normalize", "resampled"]
+__all__ = ["AudioFeatures", "Window", "count_windows", "cut_windows", "mixed", "normalize", "resampled"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -98,6 +99,17 @@ def cut_windows(
     if unseen:
         held[filled:] = 0.0
         yield held
+
+
+def count_windows(samples: int, *, length: int, hop: int, lead: int = 0, trail: int = 0) -> int:
+    """Return how many windows `cut_windows` gives for so many samples.
+
+    >>> count_windows(3, length=2, hop=2), count_windows(0, length=2, hop=2)
+    (2, 0)
+    """
+    if samples < 1:
+        return 0
+    return 1 + max(0, math.ceil((lead + samples + trail - length) / hop))
 
 
 def _followed_by_silence(waves: Iterable[Float32], trail: int) -> Iterator[Float32]:
@@ -220,6 +232,19 @@ class AudioFeatures:
         for index, wave in enumerate(cut_windows(self.waves(blocks, rate_hz), length=length, hop=hop)):
             yield self._window(wave, index)
 
-    def _window(self, wave: Float32, index: int) -> Window:
+    def spans(self, duration_s: float) -> list[tuple[float, float]]:
+        """Return where the windows of a recording of this length begin and end, in seconds.
+
+        Of a recording at another rate they may be one more or fewer, by the rounding of its last sample.
+        """
+        audio = self._description
+        samples = round(duration_s * audio.sample_rate_hz)
+        count = count_windows(samples, length=audio.window_samples, hop=audio.hop_samples)
+        return [self._span(index) for index in range(count)]
+
+    def _span(self, index: int) -> tuple[float, float]:
         start_s = index * self._description.hop_samples / self._description.sample_rate_hz
-        return Window(start_s, start_s + self._description.window_s, self.transform(wave[None])[0])
+        return start_s, start_s + self._description.window_s
+
+    def _window(self, wave: Float32, index: int) -> Window:
+        return Window(*self._span(index), self.transform(wave[None])[0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription, LogMel
 from alula.errors import UsageError
-from alula.features.audio import cut_windows, mixed, normalize, resampled
+from alula.features.audio import count_windows, cut_windows, mixed, normalize, resampled
 from alula.features.mel import MelSpectrograms, spectrum_key
 
 __all__ = ["Demand", "SharedAudioFeatures", "SharedRow", "canonical", "distinct_demands", "feature_key"]
@@ -233,7 +233,32 @@ class SharedAudioFeatures:
         )
         self._count = len(demands)
 
-    def rows(self, blocks: Iterable[npt.NDArray[Any]], rate_hz: int) -> Iterator[SharedRow]:
+    def spans(self, duration_s: float) -> list[tuple[float, float]]:
+        """Return where the rows of a recording of this length begin and end, in seconds.
+
+        Of a recording at another rate they may be one more or fewer, by the rounding of its last sample.
+        """
+        first = self._cuts[0]
+        count = count_windows(
+            round(duration_s * first.rate_hz),
+            length=first.length,
+            hop=first.hop,
+            lead=first.lead,
+            trail=first.trail,
+        )
+        return [self._span(index) for index in range(count)]
+
+    def _span(self, index: int) -> tuple[float, float]:
+        start_s = index * self._cuts[0].hop / self._cuts[0].rate_hz
+        return start_s, start_s + self._keep_s
+
+    def rows(
+        self,
+        blocks: Iterable[npt.NDArray[Any]],
+        rate_hz: int,
+        *,
+        wanted: Callable[[int], Collection[int]] | None = None,
+    ) -> Iterator[SharedRow]:
         """Yield the rows of one recording, in order, while its blocks come in.
 
         There are as many as the first demand has windows. Where another rate makes one more or one fewer of
@@ -242,6 +267,8 @@ class SharedAudioFeatures:
         Args:
             blocks: consecutive pieces of the recording, each float32 of shape (t, c), any t.
             rate_hz: samples per second of the blocks.
+            wanted: given the number of a row, says which demands are to be computed; the arrays of others
+                hold anything. None computes all.
 
         Raises:
             DataError: a block has another shape or type.
@@ -251,14 +278,12 @@ class SharedAudioFeatures:
         windows = self._windows(map(mixed, blocks), rate_hz)
         for index, wave in enumerate(windows[0]):
             arrays: list[Float32 | None] = [None] * self._count
-            _compute(first, wave, arrays)
+            chosen = None if wanted is None else wanted(index)
+            _compute(first, wave, arrays, chosen)
             for cut, others in zip(self._cuts[1:], windows[1:], strict=True):
                 other = next(others, None)
-                _compute(cut, np.zeros(cut.length, np.float32) if other is None else other, arrays)
-            start_s = index * first.hop / first.rate_hz
-            yield SharedRow(
-                start_s, start_s + self._keep_s, tuple(array for array in arrays if array is not None)
-            )
+                _compute(cut, np.zeros(cut.length, np.float32) if other is None else other, arrays, chosen)
+            yield SharedRow(*self._span(index), tuple(array for array in arrays if array is not None))
 
     def _windows(self, mono: Iterator[Float32], rate_hz: int) -> list[Iterator[Float32]]:
         """Return the windows of every cut; asked for by turns, so that little is held for the last."""
@@ -316,14 +341,19 @@ def _waves_of(described: Sequence[tuple[AudioInput, float]], indices: Sequence[i
     return _Waves(described[indices[0]][0], tuple(plain), tuple(spectra))
 
 
-def _compute(cut: _Cut, wave: Float32, arrays: list[Float32 | None]) -> None:
+def _compute(cut: _Cut, wave: Float32, arrays: list[Float32 | None], chosen: Collection[int] | None) -> None:
+    def is_wanted(indices: Iterable[int]) -> bool:
+        return chosen is None or any(index in chosen for index in indices)
+
     for waves in cut.waves:
         scaled = wave.copy()  # the window's memory is that of the next one, too
-        normalize(scaled[None], waves.scaling)
+        if is_wanted(itertools.chain(waves.plain, *(indices for _, indices in waves.spectra))):
+            normalize(scaled[None], waves.scaling)
         for index in waves.plain:
             arrays[index] = scaled
         for spectrograms, indices in waves.spectra:
             outs = [np.empty(shape, np.float32) for shape in spectrograms.shapes]
-            spectrograms.transform_into(scaled, outs)
+            if is_wanted(indices):
+                spectrograms.transform_into(scaled, outs)
             for index, out in zip(indices, outs, strict=True):
                 arrays[index] = out

@@ -27,13 +27,14 @@ def free_bytes(path: Path) -> int:
     return 0
 
 
-def disk_full(error: BaseException, *, what: str, path: Path) -> DiskFullError | None:
+def disk_full(error: BaseException, *, what: str, path: Path, resumes: bool = False) -> DiskFullError | None:
     """Return the error to raise if a full disk is behind another error, or behind what that came from.
 
     Args:
         error: what was caught.
         what: what was to be written.
         path: where, should the error itself not say.
+        resumes: whether the same command goes on where it stopped.
 
     >>> disk_full(ValueError("nonsense"), what="the table", path=Path("table.csv")) is None
     True
@@ -48,7 +49,7 @@ def disk_full(error: BaseException, *, what: str, path: Path) -> DiskFullError |
             # Where two files are named, the second is the one that was copied to.
             named = cause.filename2 or cause.filename
             place = Path(named) if isinstance(named, str) else path
-            return DiskFullError(what, place, free_bytes=free_bytes(place))
+            return DiskFullError(what, place, free_bytes=free_bytes(place), resumes=resumes)
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -1,14 +1,16 @@
-"""Bounded stages on threads, and writers of their results: callables and arrays only.
+"""Bounded stages on threads, a journal of what they have finished, and writers of their results.
 
 `run_job` and `iter_job` take tasks through *prepare* (decode and features), batches and *infer* to
-results in task order, under one CPU budget and in bounded memory. `sink_for` opens the table that
-the results are written to. `DeadlineScheduler` says on which rung of a ladder the next piece of a job is
-computed so that it ends in time. Nothing here knows of audio or engines.
+results, under one CPU budget and in bounded memory. A `Journal` keeps results through a kill, and a
+`Backlog` gives them back in order. `sink_for` opens the table that they are written to. `DeadlineScheduler`
+says on which rung of a ladder the next piece of a job is computed so that it ends in time. Callables and
+arrays only: nothing here knows of audio or engines.
 """
 
 from alula.pipeline.atomic import AtomicFile
+from alula.pipeline.backlog import READY_PER_RESULT, Backlog
+from alula.pipeline.columns import ColumnFile
 from alula.pipeline.deadline import (
-    Backlog,
     Care,
     Completed,
     DeadlineScheduler,
@@ -16,51 +18,81 @@ from alula.pipeline.deadline import (
     Reserve,
     Rung,
     StepTaken,
+    WorkLeft,
     complete,
 )
+from alula.pipeline.detections import Recordings, Selection, read_thresholds
 from alula.pipeline.forecast import Finished, Forecast, Remaining, StageCost
+from alula.pipeline.formats import FORMATS, TableOptions, sink_for
 from alula.pipeline.jobs import JobSummary, Progress, TaskResult, iter_job, run_job
-from alula.pipeline.schedule import row_limit
-from alula.pipeline.sinks import (
-    BirdclefSink,
-    CsvSink,
-    ErrorReport,
-    ParquetSink,
-    Row,
-    Sink,
-    sink_for,
+from alula.pipeline.journal import (
+    FileKey,
+    FileTask,
+    JobKey,
+    Journal,
+    Kept,
+    KeptBlock,
+    file_key,
+    journal_folder,
 )
+from alula.pipeline.schedule import RowSpec, row_limit
+from alula.pipeline.shards import Shard, parse_shard, shard_of
+from alula.pipeline.sinks import CsvSink, ErrorReport, ParquetPartsSink, ParquetSink, Row, Sink
+from alula.pipeline.submission import BirdclefSink, SampleSubmission, read_sample_submission
 from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
+    "FORMATS",
+    "READY_PER_RESULT",
     "AtomicFile",
     "Backlog",
     "BirdclefSink",
     "Care",
+    "ColumnFile",
     "ColumnWalk",
     "Completed",
     "CsvSink",
     "DeadlineScheduler",
     "Decision",
     "ErrorReport",
+    "FileKey",
+    "FileTask",
     "Finished",
     "Forecast",
+    "JobKey",
     "JobSummary",
+    "Journal",
+    "Kept",
+    "KeptBlock",
+    "ParquetPartsSink",
     "ParquetSink",
     "Progress",
+    "Recordings",
     "Remaining",
     "Reserve",
     "Row",
+    "RowSpec",
     "Rung",
+    "SampleSubmission",
+    "Selection",
+    "Shard",
     "Sink",
     "StageCost",
     "StepTaken",
+    "TableOptions",
     "TaskResult",
+    "WorkLeft",
     "columns_of",
     "complete",
+    "file_key",
     "iter_job",
+    "journal_folder",
+    "parse_shard",
+    "read_sample_submission",
+    "read_thresholds",
     "row_limit",
     "run_job",
+    "shard_of",
     "sink_for",
     "windows_of",
 ]

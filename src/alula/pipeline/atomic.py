@@ -1,10 +1,12 @@
-"""A file that appears whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,15 @@ from typing import BinaryIO
 
 from alula.errors import JobError, UsageError
 
-__all__ = ["AtomicFile", "writing"]
+__all__ = [
+    "AtomicFile",
+    "AtomicFolder",
+    "check_file_target",
+    "check_folder_target",
+    "draft_path",
+    "is_draft",
+    "writing",
+]
 
 
 @contextlib.contextmanager
@@ -28,27 +38,59 @@ def writing(path: Path) -> Iterator[None]:
         raise JobError(f"{path}: could not be written: {reason}") from error
 
 
+def check_file_target(path: Path) -> None:
+    """Check that a file could be written there, as far as what is there now tells.
+
+    Raises:
+        UsageError: when `path` is a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not a regular file. Name a file to write.")
+
+
+def check_folder_target(path: Path, *, suffix: str) -> None:
+    """Check that a folder of tables could be put there without losing anything else.
+
+    Args:
+        path: the folder.
+        suffix: how the names of all tables in it end.
+
+    Raises:
+        UsageError: when `path` is a file, or a folder in which there is anything but such tables.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path}: is a file; expected a folder. Name a folder to write tables into.")
+    for file in path.rglob("*"):
+        if not file.is_dir() and not file.name.endswith(suffix):
+            raise UsageError(
+                f"{path}: holds `{file.relative_to(path)}`, which is no table of an earlier run; the whole "
+                "folder would be replaced. Name a new folder."
+            )
+
+
 class AtomicFile:
-    """A new file beside `path` that takes its place on `commit`; until then an old file stays as it is.
+    """A new file that takes the place of `path` on `commit`; until then an old file stays as it is.
 
     Args:
         path: the file to write; its folder is made if it is missing. A link is followed.
+        drafts: folder for the new file until then, on the same file system; None takes the file's own folder.
 
     Raises:
         UsageError: when `path` is a folder or a device.
         JobError: when the folder cannot be made or written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, drafts: Path | None = None) -> None:
         self.path = path
         with writing(path):
+            check_file_target(path)
             self._target = path.resolve()
-            if self._target.exists() and not self._target.is_file():
-                raise UsageError(f"{path}: is not a regular file. Name a file to write.")
             self._target.parent.mkdir(parents=True, exist_ok=True)
             # In the same folder, because a rename is atomic only inside one file system. Opened by name
             # and not by `tempfile`, whose files nobody else may read.
-            self._part = self._target.with_name(f".{self._target.name}.{uuid.uuid4().hex[:12]}.tmp")
+            self._part = draft_path(self._target, drafts)
             self.stream: BinaryIO = _create(self._part)
 
     def write(self, data: bytes) -> None:
@@ -83,6 +125,79 @@ class AtomicFile:
         with contextlib.suppress(OSError):
             self.stream.close()
         self._part.unlink(missing_ok=True)
+
+
+class AtomicFolder:
+    """A new folder that takes the place of `path` on `commit`; until then an old folder stays as it is.
+
+    Args:
+        path: the folder to write; the one above it is made if it is missing. A link is followed.
+        suffix: how the names of all files in it end. An old folder with other files is not replaced.
+        drafts: folder for the new one until then, on the same file system; None takes the one above `path`.
+
+    Raises:
+        UsageError: when `path` is a file, or a folder with files of other names.
+        JobError: when it cannot be made.
+    """
+
+    def __init__(self, path: Path, *, suffix: str, drafts: Path | None = None) -> None:
+        self.path = path
+        self._suffix = suffix
+        with writing(path):
+            check_folder_target(path, suffix=suffix)
+            self._target = path.resolve()
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self.draft = draft_path(self._target, drafts)
+            self.draft.mkdir()
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block whose `OSError` becomes a `JobError` that names the folder and says what to do."""
+        return writing(self.path)
+
+    def commit(self) -> None:
+        """Put the folder in its place; on failure remove it and keep the old one.
+
+        Two renames: a folder cannot replace one that is not empty. Killed between them, the old folder is
+        gone from its place and the new one not yet there.
+
+        Raises:
+            UsageError: when something else was put into the old folder since.
+            JobError: when it cannot be written.
+        """
+        aside = self.draft.with_name(f"{self.draft.name}.old")
+        try:
+            with writing(self.path):
+                check_folder_target(self.path, suffix=self._suffix)
+                # One call for all: 10,000 small files take a minute to be synchronised one by one.
+                os.sync()
+                if self._target.exists():
+                    self._target.rename(aside)
+                self.draft.rename(self._target)
+                _sync_folder(self._target.parent)
+        except (JobError, UsageError):
+            if aside.exists() and not self._target.exists():
+                aside.rename(self._target)
+            self.discard()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the new folder; an old one stays as it is."""
+        shutil.rmtree(self.draft, ignore_errors=True)
+
+
+def draft_path(target: Path, drafts: Path | None = None) -> Path:
+    """Return a new name for what becomes `target`, in `drafts` or beside it."""
+    return (drafts or target.parent) / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def is_draft(path: Path) -> bool:
+    """Return whether a name is one of those that files and folders have until they are whole.
+
+    >>> is_draft(Path(".scores.csv.0123456789ab.tmp")), is_draft(Path("scores.csv"))
+    (True, False)
+    """
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp(\.old)?", path.name, re.DOTALL) is not None
 
 
 def _create(path: Path) -> BinaryIO:

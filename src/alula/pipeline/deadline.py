@@ -34,7 +34,6 @@ from alula.errors import UsageError
 from alula.pipeline.forecast import Finished, Forecast, Remaining, StageCost
 
 __all__ = [
-    "Backlog",
     "Care",
     "Completed",
     "DeadlineScheduler",
@@ -42,6 +41,7 @@ __all__ = [
     "Reserve",
     "Rung",
     "StepTaken",
+    "WorkLeft",
     "complete",
 ]
 
@@ -68,7 +68,7 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"a rung takes a positive number of units per row; got {self.loads}")
 
 
-class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+class WorkLeft(msgspec.Struct, frozen=True, kw_only=True):
     """What is left of a job.
 
     Attributes:
@@ -207,7 +207,7 @@ class DeadlineScheduler:
     ...     reserve=Reserve(write_s=1.0, stall_s=1.0),
     ...     clock=lambda: now_s[0],
     ... )
-    >>> scheduler.decide(Backlog(rows=10)).rung, scheduler.decide(Backlog(rows=50)).rung
+    >>> scheduler.decide(WorkLeft(rows=10)).rung, scheduler.decide(WorkLeft(rows=50)).rung
     (0, 1)
     """
 
@@ -272,7 +272,7 @@ class DeadlineScheduler:
         with self._lock:
             return self._stop_s(self._clock())
 
-    def decide(self, backlog: Backlog) -> Decision:
+    def decide(self, backlog: WorkLeft) -> Decision:
         """Return what to do next. Once it says stop, it always does.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Runs of many tasks through prepare, batches and a model: results in order, memory bounded.
+"""Runs of many tasks through prepare, batches and a model: memory bounded, results in order or as they come.
 
 `iter_job` yields results as they come; `run_job` hands them to callables and returns a summary.
 Threads: as many prepare workers as the CPU budget, and one model thread per instance; which of them
@@ -114,8 +114,10 @@ def run_job(
     total_tasks: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     max_failures: int | float | None = None,
+    ordered: bool = True,
+    row_spec: RowSpec | None = None,
 ) -> JobSummary:
-    """Run every task, deliver each result in task order, and return what was done.
+    """Run every task, deliver each result, and return what was done.
 
     A task fails alone when its `prepare` raises an `AlulaError`, `OSError` or `MemoryError`, when it has
     no rows, or when a row differs in shape or type from the first row of the job: `fail` is called in
@@ -140,6 +142,10 @@ def run_job(
         clock: seconds, never going back; thread-safe.
         max_failures: how many tasks may fail: a count, or a rate between 0 and 1; None for no limit. A
             rate of an unknown number of tasks is judged at the end.
+        ordered: whether results are delivered in the order of the tasks; otherwise each comes as soon as it
+            is complete, and a long task holds none back.
+        row_spec: shape and type of each array of a row, where the caller knows them; None takes those of the
+            first row of the first task that has one.
 
     Raises:
         UsageError: for a budget below 1 or a failure limit out of range.
@@ -172,6 +178,8 @@ def run_job(
         total_tasks=total_tasks,
         clock=clock,
         max_failures=max_failures,
+        ordered=ordered,
+        row_spec=row_spec,
     )
     with closing(run.results()) as results:
         for result in results:
@@ -193,8 +201,10 @@ def iter_job(
     total_tasks: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     max_failures: int | float | None = None,
+    ordered: bool = True,
+    row_spec: RowSpec | None = None,
 ) -> Generator[TaskResult[T, K]]:
-    """Yield the result of each task, in task order, as they come; arguments and rules of `run_job`.
+    """Yield the result of each task as they come; arguments and rules of `run_job`.
 
     Threads start with the first result asked for. Closing the generator, or dropping it, stops and
     joins them. While the caller works on a result the job goes on, a bounded number of tasks ahead.
@@ -212,6 +222,8 @@ def iter_job(
         total_tasks=total_tasks,
         clock=clock,
         max_failures=max_failures,
+        ordered=ordered,
+        row_spec=row_spec,
     ).results()
 
 
@@ -239,6 +251,8 @@ class _Run(Generic[T, K]):
         total_tasks: int | None,
         clock: Callable[[], float],
         max_failures: int | float | None,
+        ordered: bool,
+        row_spec: RowSpec | None,
     ) -> None:
         if cpu_budget < 1:
             raise UsageError(f"`cpu_budget` got {cpu_budget}; expected at least 1 thread.")
@@ -255,7 +269,7 @@ class _Run(Generic[T, K]):
         self._total_tasks = total_tasks
         self._clock = clock
         self._max_failures = max_failures
-        self._schedule: Schedule[T, K] = Schedule(settings, cpu_budget)
+        self._schedule: Schedule[T, K] = Schedule(settings, cpu_budget, ordered=ordered, spec=row_spec)
         self._threads: list[threading.Thread] = []
         self._tally = threading.Lock()
         self._prepare_cpu_s = 0.0

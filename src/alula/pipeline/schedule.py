@@ -11,7 +11,7 @@ The rules, in order:
    steps never starve a call that needs the whole budget.
 2. Otherwise prepare steps get the tokens, first come, first served; open tasks before new ones.
 3. A prepare step needs room for its rows before it starts, so rows in flight are bounded.
-4. A new task starts only while few tasks, and few bytes of their outputs, wait for an earlier task.
+4. A new task starts only while few tasks, and few bytes of their outputs, wait to be delivered.
 5. A batch that no row can fill any more is computed as it is.
 """
 
@@ -181,19 +181,30 @@ class Schedule(Generic[T, K]):
     Args:
         settings: threads, instances and batch size of the model.
         cpu_budget: threads that may compute at the same time.
-        max_held_bytes: outputs that may wait for an earlier task before no new task is started.
+        ordered: whether tasks are delivered in their order, or each as soon as it is complete.
+        spec: shapes and types that every row must have; None takes those of the first row.
+        max_held_bytes: outputs that may wait for their delivery before no new task is started.
     """
 
-    def __init__(self, settings: Settings, cpu_budget: int, *, max_held_bytes: int = MAX_HELD_BYTES) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cpu_budget: int,
+        *,
+        ordered: bool = True,
+        spec: RowSpec | None = None,
+        max_held_bytes: int = MAX_HELD_BYTES,
+    ) -> None:
         self.width = min(settings.threads, cpu_budget)
         self.model_seats = min(settings.instances, cpu_budget // self.width)
         self.prepare_seats = cpu_budget
-        self.spec: RowSpec | None = None
+        self.spec = spec
         self.stopped = False
         self.model_waits = False
         self.peak_rows = 0
         self.rows_computed = 0
         self.error: BaseException | None = None
+        self._ordered = ordered
         self._batch_size = settings.batch_size
         self._max_held_bytes = max_held_bytes
         self._tokens = cpu_budget
@@ -246,7 +257,7 @@ class Schedule(Generic[T, K]):
             self._dispatch()
 
     def take(self) -> OpenTask[T, K] | None:
-        """Return the next task in order and forget it, or None while it is not complete.
+        """Return the next task to deliver and forget it, or None while none is complete.
 
         Raises:
             BaseException: what stopped the job, raised again.
@@ -254,19 +265,18 @@ class Schedule(Generic[T, K]):
         with self._lock:
             if self.error is not None:
                 raise self.error
-            if not self._open or not self._open[0].complete:
+            opened = self._next_complete()
+            if opened is None:
                 return None
-            opened = self._open.popleft()
+            self._open.remove(opened)
             self._held_bytes -= opened.held_bytes
             self._dispatch()
             return opened
 
     def wait(self, timeout_s: float | None) -> None:
-        """Sleep until the next task in order is complete or the job has stopped."""
+        """Sleep until there is a task to deliver or the job has stopped."""
         with self._lock:
-            self._caller.wait_for(
-                lambda: self.stopped or (bool(self._open) and self._open[0].complete), timeout_s
-            )
+            self._caller.wait_for(lambda: self.stopped or self._next_complete() is not None, timeout_s)
 
     def stop(self, error: BaseException | None = None) -> None:
         """Wake every thread to leave; the first `error` is kept for `take` to raise."""
@@ -424,8 +434,13 @@ class Schedule(Generic[T, K]):
 
     # Decisions. The lock is held.
 
+    def _next_complete(self) -> OpenTask[T, K] | None:
+        if self._ordered:
+            return self._open[0] if self._open and self._open[0].complete else None
+        return next((opened for opened in self._open if opened.complete), None)
+
     def _notify_caller(self, opened: OpenTask[T, K]) -> None:
-        if opened.complete and self._open and opened is self._open[0]:
+        if opened.complete and (not self._ordered or (self._open and opened is self._open[0])):
             self._caller.notify()
 
     def _dispatch(self) -> None:
@@ -468,8 +483,8 @@ class Schedule(Generic[T, K]):
         elif not self._queue and len(self._open) < self._max_open:
             last = False  # the caller brings more
         else:
-            # New rows come only after the first task is delivered; it may lack just the rows in here.
-            last = not self._ready and not self._running and not self._open[0].complete
+            # New rows come only after a task is delivered; the next one may lack just the rows in here.
+            last = not self._ready and not self._running and self._next_complete() is None
         if last:
             batch, self._filling = self._filling, None
             batch.closed = True

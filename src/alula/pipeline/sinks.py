@@ -1,7 +1,7 @@
-"""Writers of prediction tables: CSV, Parquet and BirdCLEF submissions, each written whole or not at all.
+"""Writers of prediction tables, each written whole or not at all: what all share, and tables of every score.
 
 A sink is opened, written to by one thread, and closed; as a context manager it commits when the block
-ends well and leaves an old file untouched when it does not::
+ends well and leaves an old file untouched when it does not. `alula.pipeline.formats.sink_for` makes one::
 
     with sink_for("scores.csv", format=None, labels=labels, kind="audio") as sink:
         sink.write(rows, scores)
@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +27,25 @@ import numpy as np
 import numpy.typing as npt
 
 from alula.errors import AlulaError, DataError, EngineUnavailableError, JobError, UsageError, closest
-from alula.pipeline.atomic import AtomicFile, writing
+from alula.pipeline.atomic import AtomicFile, AtomicFolder, check_file_target, writing
 
-__all__ = ["BirdclefSink", "CsvSink", "ErrorReport", "Kind", "ParquetSink", "Row", "Sink", "sink_for"]
+__all__ = [
+    "Columns",
+    "CsvSink",
+    "ErrorReport",
+    "FileSink",
+    "Kind",
+    "LineSink",
+    "ParquetPartsSink",
+    "ParquetSink",
+    "Row",
+    "Scores",
+    "Sink",
+    "csv_line",
+    "fixed_columns",
+    "plain_text",
+    "seconds_text",
+]
 
 Scores: TypeAlias = npt.NDArray[Any]
 Kind: TypeAlias = Literal["audio", "image", "array"]
@@ -38,10 +54,11 @@ Kind: TypeAlias = Literal["audio", "image", "array"]
 FAST_MIN, FAST_MAX = 1e-17, 1e6
 POWERS_OF_TEN = 10.0 ** np.arange(23)
 CSV_BLOCK_ROWS = 512
+PARQUET_SUFFIX = ".parquet"
 PARQUET_GROUP_VALUES = 2**22
 PARQUET_GROUP_ROWS = 2**16
-# Sigmoids in reduced precision overshoot by rounding.
-SCORE_TOLERANCE = 1e-6
+# 512 MiB of float32 before compression: what a reader of one part may have to hold.
+PARQUET_PART_VALUES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +83,19 @@ class Sink(Protocol):
     the `with` block that closes the table at a good end and discards it at a bad one.
     """
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the table, one sentence each; complete once it is closed."""
+        return ()
+
     def open(self) -> None:
         """Make the temporary file, so that a place that cannot be written to is found before the work."""
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
-        """Append one line per row; `scores` has shape (n, c), or (n, ...) and is flattened per row."""
+        """Append rows; `scores` has shape (n, c), or (n, ...) and is flattened per row.
+
+        The rows of one input come one after the other, in one call or several.
+        """
 
     def close(self) -> None:
         """Put the table in its place, whole and on disk."""
@@ -92,50 +117,8 @@ class Sink(Protocol):
             self.discard()
 
 
-def sink_for(
-    path: str | Path,
-    *,
-    format: str | None,  # noqa: A002 - the name of the option
-    labels: Sequence[str] | None,
-    kind: Kind,
-) -> CsvSink | ParquetSink | BirdclefSink:
-    """Return the sink that writes `path`, not yet opened.
-
-    Args:
-        path: the table; `.csv` or `.parquet` says the format where `format` is None.
-        format: `csv`, `parquet` or `birdclef`.
-        labels: column names of the scores; None gives `output_0`, `output_1`, ... (`output_i_j` for
-            outputs of more axes).
-        kind: what the inputs are; windows of audio get the columns `start_s` and `end_s`.
-
-    Raises:
-        UsageError: for an unknown format or suffix, labels that clash, or `birdclef` without windows
-            or labels.
-
-    >>> type(sink_for("scores.csv", format=None, labels=["robin"], kind="audio")).__name__
-    'CsvSink'
-    """
-    path = Path(path)
-    formats: dict[str, Callable[[], CsvSink | ParquetSink | BirdclefSink]] = {
-        "csv": lambda: CsvSink(path, labels=labels, kind=kind),
-        "parquet": lambda: ParquetSink(path, labels=labels, kind=kind),
-        "birdclef": lambda: BirdclefSink(path, labels=labels, kind=kind),
-    }
-    if format is not None and format not in formats:
-        raise UsageError(
-            f"Output format got `{format}`; expected one of {', '.join(f'`{f}`' for f in formats)}."
-            f"{closest(format, formats)}"
-        )
-    suffix = path.suffix.lower()
-    if format is None and suffix not in (".csv", ".parquet"):
-        raise UsageError(
-            f"The format of `{path}` cannot be told from its suffix; expected `.csv` or `.parquet`, or a "
-            f"format by name: {', '.join(f'`{f}`' for f in formats)}.{closest(suffix, ['.csv', '.parquet'])}"
-        )
-    return formats[format or suffix[1:]]()
-
-
-class _Columns:
+@final
+class Columns:
     """The columns of a table: known from the labels, or from the first scores."""
 
     def __init__(self, path: Path, *, labels: Sequence[str] | None, fixed: tuple[str, ...]) -> None:
@@ -170,7 +153,7 @@ class _Columns:
         return flat
 
 
-def _fixed_columns(kind: Kind) -> tuple[str, ...]:
+def fixed_columns(kind: Kind) -> tuple[str, ...]:
     if kind not in get_args(Kind):
         raise UsageError(
             f"Kind of input got `{kind}`; expected one of {', '.join(get_args(Kind))}."
@@ -179,35 +162,44 @@ def _fixed_columns(kind: Kind) -> tuple[str, ...]:
     return ("path", "start_s", "end_s") if kind == "audio" else ("path",)
 
 
-def _text(name: str) -> str:
+def plain_text(name: str) -> str:
     # File names need not be UTF-8; tables must be.
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _csv_line(fields: Sequence[str]) -> str:
+def csv_line(fields: Sequence[str]) -> str:
     line = io.StringIO()
     # The writer quotes the characters of its own line end; readers take either of them for one.
     csv.writer(line, lineterminator="\r\n").writerow(fields)
-    return _text(line.getvalue().removesuffix("\r\n"))
+    return plain_text(line.getvalue().removesuffix("\r\n"))
 
 
-class _FileSink(Sink):
-    """What all tables here share: columns, and an `AtomicFile` that is there while the sink is open.
+class FileSink(Sink):
+    """What all tables in one file share: columns, and an `AtomicFile` that is there while the sink is open.
 
     Args:
         path: the table.
         labels: names of the score columns; None names them after their place.
         fixed: names of the columns before them.
+        drafts: where the table is until it is whole; None takes its own folder.
     """
 
-    def __init__(self, path: Path, *, labels: Sequence[str] | None, fixed: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        labels: Sequence[str] | None,
+        fixed: tuple[str, ...],
+        drafts: Path | None = None,
+    ) -> None:
         self._path = path
-        self._columns = _Columns(path, labels=labels, fixed=fixed)
+        self._drafts = drafts
+        self._columns = Columns(path, labels=labels, fixed=fixed)
         self._file: AtomicFile | None = None
 
     def open(self) -> None:
         """Make the temporary file. Raises `JobError` where it cannot be made."""
-        self._file = AtomicFile(self._path)
+        self._file = AtomicFile(self._path, drafts=self._drafts)
 
     def close(self) -> None:
         """Put the table in its place. Raises `JobError` where it cannot be written."""
@@ -232,7 +224,7 @@ class _FileSink(Sink):
         """Write what is still missing when the last row was given."""
 
 
-class _LineSink(_FileSink):
+class LineSink(FileSink):
     """Lines of text fields and scores; the header is written with the first of them."""
 
     _has_header = False
@@ -263,7 +255,11 @@ class _LineSink(_FileSink):
     def _write_header(self, file: AtomicFile) -> None:
         if not self._has_header:
             self._has_header = True
-            file.write(_csv_line([*self._columns.fixed, *(self._columns.names or ())]).encode() + b"\n")
+            file.write(csv_line([*self._columns.fixed, *self._score_names()]).encode() + b"\n")
+
+    def _score_names(self) -> Sequence[str]:
+        """Return the header of the scores."""
+        return self._columns.names or ()
 
 
 def _float_lines(scores: Scores) -> list[bytes]:
@@ -293,25 +289,28 @@ def _int_lines(scores: Scores) -> list[bytes]:
     return [msgspec.json.encode(row)[1:-1] for row in values.tolist()]
 
 
-def _seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
     return "" if value is None else f"{value:.10g}"
 
 
 @final
-class CsvSink(_LineSink):
+class CsvSink(LineSink):
     """A CSV table: `path,start_s,end_s,<labels...>`, without the times for images and arrays.
 
     Args:
         path: the table.
         labels: names of the score columns; None names them after their place.
         kind: what the inputs are.
+        drafts: where the table is until it is whole; None takes its own folder.
 
     Raises:
         UsageError: when two columns would have the same name.
     """
 
-    def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        super().__init__(Path(path), labels=labels, fixed=_fixed_columns(kind))
+    def __init__(
+        self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind, drafts: Path | None = None
+    ) -> None:
+        super().__init__(Path(path), labels=labels, fixed=fixed_columns(kind), drafts=drafts)
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append one line per row; `scores` has shape (n, c), or (n, ...) and is flattened per row.
@@ -320,88 +319,18 @@ class CsvSink(_LineSink):
             JobError: when the scores do not fit the rows or columns, or cannot be written.
         """
         flat = self._columns.flatten(rows, scores)
-        paths = {path: _csv_line([path]) for path in {row.path for row in rows}}
+        paths = {path: csv_line([path]) for path in {row.path for row in rows}}
         if len(self._columns.fixed) == 1:
             prefixes = [paths[row.path] for row in rows]
         else:
-            prefixes = [f"{paths[row.path]},{_seconds(row.start_s)},{_seconds(row.end_s)}" for row in rows]
+            prefixes = [
+                f"{paths[row.path]},{seconds_text(row.start_s)},{seconds_text(row.end_s)}" for row in rows
+            ]
         self._append(prefixes, flat)
 
 
 @final
-class BirdclefSink(_LineSink):
-    """A BirdCLEF submission: `row_id,<labels...>` with `row_id = {stem}_{end in whole seconds}`.
-
-    Args:
-        path: the table, often `submission.csv`.
-        labels: the bundle's labels, in their order.
-        kind: must be `audio`.
-
-    Raises:
-        UsageError: without labels or for inputs that are not audio.
-    """
-
-    def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        if labels is None:
-            raise UsageError(
-                f"{path}: format `birdclef` got a bundle without labels; expected labels for its columns. "
-                "Give the bundle labels or use format `csv`."
-            )
-        if kind != "audio":
-            raise UsageError(
-                f"{path}: format `birdclef` got inputs of kind `{kind}`; expected `audio`. Use format `csv`."
-            )
-        super().__init__(Path(path), labels=labels, fixed=("row_id",))
-        self._paths: dict[str, str] = {}
-        self._ends_s: dict[str, int] = {}
-
-    def open(self) -> None:
-        """Make the temporary file. Raises `JobError` where it cannot be made."""
-        self._paths.clear()
-        self._ends_s.clear()
-        super().open()
-
-    def write(self, rows: Sequence[Row], scores: Scores) -> None:
-        """Append one line per row; `scores` has shape (n, c), values in [0, 1].
-
-        Raises:
-            JobError: when a score is NaN or out of range, two rows would have the same `row_id`, the
-                scores do not fit the rows or columns, or the table cannot be written.
-        """
-        flat = self._columns.flatten(rows, scores)
-        row_ids = [self._row_id(row) for row in rows]
-        within = (flat >= -SCORE_TOLERANCE) & (flat <= 1 + SCORE_TOLERANCE)
-        if not within.all():
-            i, k = (int(place[0]) for place in np.nonzero(~within))
-            names = self._columns.names or ()
-            raise JobError(
-                f"{self._path}: `{row_ids[i]}` got {flat[i, k]} for `{names[k]}`; expected a score from 0 "
-                "to 1. End the model with a sigmoid, or use format `csv`."
-            )
-        self._append([_csv_line([row_id]) for row_id in row_ids], np.clip(flat, 0, 1))
-
-    def _row_id(self, row: Row) -> str:
-        stem = Path(row.path).stem
-        if row.end_s is None:
-            raise JobError(f"{self._path}: {row.path} has no times; expected windows of audio.")
-        end_s = round(row.end_s)
-        other = self._paths.setdefault(stem, row.path)
-        if other != row.path:
-            raise JobError(
-                f"{self._path}: {other} and {row.path} would have the same row ids. Rename one of them or "
-                "run them apart."
-            )
-        if end_s <= self._ends_s.get(stem, -1):
-            raise JobError(
-                f"{self._path}: two windows of {row.path} would have the row id `{stem}_{end_s}`. "
-                "Use windows that start at least one second apart."
-            )
-        self._ends_s[stem] = end_s
-        return f"{stem}_{end_s}"
-
-
-@final
-class ParquetSink(_FileSink):
+class ParquetSink(FileSink):
     """A Parquet table with the columns of `CsvSink`; scores are float32, times float64.
 
     Rows are written in groups of bounded size, so memory does not grow with the table.
@@ -410,13 +339,16 @@ class ParquetSink(_FileSink):
         path: the table.
         labels: names of the score columns; None names them after their place.
         kind: what the inputs are.
+        drafts: where the table is until it is whole; None takes its own folder.
 
     Raises:
         UsageError: when two columns would have the same name.
     """
 
-    def __init__(self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind) -> None:
-        super().__init__(Path(path), labels=labels, fixed=_fixed_columns(kind))
+    def __init__(
+        self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind, drafts: Path | None = None
+    ) -> None:
+        super().__init__(Path(path), labels=labels, fixed=fixed_columns(kind), drafts=drafts)
         self._writer: Any = None
         self._rows: list[Row] = []
         self._scores: list[Scores] = []
@@ -466,13 +398,13 @@ class ParquetSink(_FileSink):
         if self._writer is None:
             fields = [("path", pyarrow.string())]
             fields += [(name, pyarrow.float64()) for name in self._columns.fixed[1:]]
-            fields += [(_text(name), pyarrow.float32()) for name in names]
+            fields += [(plain_text(name), pyarrow.float32()) for name in names]
             with writing(self._path):
                 self._writer = parquet.ParquetWriter(file.stream, pyarrow.schema(fields))
         if not self._rows:
             return
         scores = np.concatenate(self._scores)
-        columns: list[Any] = [pyarrow.array([_text(row.path) for row in self._rows], pyarrow.string())]
+        columns: list[Any] = [pyarrow.array([plain_text(row.path) for row in self._rows], pyarrow.string())]
         if len(self._columns.fixed) > 1:
             columns.append(pyarrow.array([row.start_s for row in self._rows], pyarrow.float64()))
             columns.append(pyarrow.array([row.end_s for row in self._rows], pyarrow.float64()))
@@ -481,6 +413,87 @@ class ParquetSink(_FileSink):
         with writing(self._path):
             self._writer.write_table(table, row_group_size=group_rows)
         self._rows, self._scores = [], []
+
+
+@final
+class ParquetPartsSink(Sink):
+    """A folder of Parquet files `part-00000.parquet`, ... of bounded size, with the columns of `ParquetSink`.
+
+    Readers of Parquet take the folder for one table; the order of the names is that of the rows.
+
+    Args:
+        path: the folder.
+        labels: names of the score columns; None names them after their place.
+        kind: what the inputs are.
+        drafts: where the folder is until it is whole; None takes the one above `path`.
+
+    Raises:
+        UsageError: when two columns would have the same name.
+    """
+
+    def __init__(
+        self, path: str | Path, *, labels: Sequence[str] | None, kind: Kind, drafts: Path | None = None
+    ) -> None:
+        self._path = Path(path)
+        self._labels = labels
+        self._kind = kind
+        self._drafts = drafts
+        self._folder: AtomicFolder | None = None
+        self._part: ParquetSink | None = None
+        self._values = 0
+        self._parts = 0
+        Columns(self._path, labels=labels, fixed=fixed_columns(kind))
+
+    def open(self) -> None:
+        """Make the folder.
+
+        Raises:
+            EngineUnavailableError: when pyarrow is not installed.
+            JobError: where the folder cannot be made.
+            UsageError: where the folder is there and holds anything else.
+        """
+        _pyarrow()
+        self._parts = 0
+        self._folder = AtomicFolder(self._path, suffix=PARQUET_SUFFIX, drafts=self._drafts)
+        self._begin_part(self._folder)
+
+    def write(self, rows: Sequence[Row], scores: Scores) -> None:
+        """Append one line per row; `scores` has shape (n, c), or (n, ...) and is flattened per row.
+
+        Raises:
+            JobError: when the scores do not fit the rows or columns, or cannot be written.
+        """
+        if self._folder is None or self._part is None:
+            raise JobError(f"{self._path}: the table is not open. Use the sink in a `with` block.")
+        if self._values and self._values + scores.size > PARQUET_PART_VALUES:
+            self._part.close()
+            self._begin_part(self._folder)
+        self._part.write(rows, scores)
+        self._values += scores.size
+
+    def close(self) -> None:
+        """Put the folder in its place. Raises `JobError` where it cannot be written."""
+        if self._folder is None or self._part is None:
+            raise JobError(f"{self._path}: the table is not open. Use the sink in a `with` block.")
+        self._part.close()
+        folder, self._folder, self._part = self._folder, None, None
+        folder.commit()
+
+    def discard(self) -> None:
+        """Remove what was written; an old folder stays as it is."""
+        if self._part is not None:
+            self._part.discard()
+            self._part = None
+        if self._folder is not None:
+            self._folder.discard()
+            self._folder = None
+
+    def _begin_part(self, folder: AtomicFolder) -> None:
+        path = folder.draft / f"part-{self._parts:05d}{PARQUET_SUFFIX}"
+        self._part = ParquetSink(path, labels=self._labels, kind=self._kind)
+        self._part.open()
+        self._parts += 1
+        self._values = 0
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -513,8 +526,7 @@ class ErrorReport:
         """Remove what a killed run has left. Raises `JobError` where that cannot be done."""
         self.count = 0
         with writing(self.path):
-            if self.path.exists() and not self.path.is_file():
-                raise UsageError(f"{self.path}: is not a regular file. Name a file to write.")
+            check_file_target(self.path)
             self.partial.unlink(missing_ok=True)
 
     def add(self, path: str, error: AlulaError) -> None:
@@ -529,7 +541,7 @@ class ErrorReport:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._stream = self.partial.open("w", encoding="utf-8", newline="")
                 self._stream.write("path,error\n")
-            self._stream.write(_csv_line([path, " ".join(reason.split())]) + "\n")
+            self._stream.write(csv_line([path, " ".join(reason.split())]) + "\n")
             self._stream.flush()
         self.count += 1
 

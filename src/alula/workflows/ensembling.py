@@ -47,7 +47,16 @@ from alula.features import (
 )
 from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing, Track, apply_steps, central_maximum, needs_times
-from alula.workflows.running import Bundle, Key, Prediction, activated, load_bundle, map_files
+from alula.workflows.running import (
+    Bundle,
+    Key,
+    Prediction,
+    activated,
+    bounds_s,
+    keys_of,
+    load_bundle,
+    map_files,
+)
 
 __all__ = ["Ensemble", "load", "make_ensemble"]
 
@@ -308,7 +317,7 @@ class Ensemble:
         trust_code: bool,
         threads: int,
     ) -> None:
-        self.path = path
+        self._path = path
         self.manifest = manifest
         self._threads = threads
         self._plan = _planned(
@@ -351,6 +360,16 @@ class Ensemble:
         row_bytes = _row_bytes(members, self._plan.takes)
         size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
+
+    @property
+    def path(self) -> Path:
+        """The folder that it was loaded from."""
+        return self._path
+
+    @property
+    def checksum(self) -> str:
+        """Of the manifest: members with all their files, blend, labels, views and steps."""
+        return self.manifest.checksum
 
     @property
     def description(self) -> InputDescription:
@@ -396,37 +415,57 @@ class Ensemble:
         return self._reader.rows(path)
 
     def scores(self, batch: Arrays) -> Arrays:
-        """Return the blended scores (n, c) of a batch as a 1-tuple; for `whole_job` see `blend_all`."""
+        """Return the blended scores (n, c) of a batch as a 1-tuple.
+
+        For `whole_job` they are those of all members side by side, to be blended by `blend_job`.
+        """
         return (self._session.run(batch),)
 
-    def blend_all(self, scores: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Return the blended scores of all rows of a job, in the parts that `scores` gave, such as files."""
-        return self._session.blend_all(scores, self._plan.widths)
+    def full_batch_scores(self, batch: Arrays) -> Arrays:
+        """Return `scores` of a batch; those of a row do not depend on how many rows are beside it."""
+        return (self._session.run(batch, full_batches=True),)
+
+    @property
+    def job_shape(self) -> tuple[int, int]:
+        """Columns that `scores` gives for `whole_job`, and columns of the blend."""
+        return sum(self._plan.widths), self._plan.blender.alignment.classes
+
+    def blend_job(self, joined: NDArray[np.float32], blended: NDArray[np.float32]) -> None:
+        """Blend the scores of all rows of a job, column by column.
+
+        Args:
+            joined: what `scores` gave for n rows, the other way round: shape (columns, n). Only read.
+            blended: where the result goes, shape (c, n).
+        """
+        blender = self._plan.blender
+        first = np.cumsum([0, *self._plan.widths])
+        for place in range(len(blended)):
+            columns = [
+                None if column is None else joined[first[m] + column]
+                for m, column in enumerate(blender.columns_of_class(place))
+            ]
+            blended[place] = blender.blend_class(place, columns)
+
+    @property
+    def needs_whole_files(self) -> bool:
+        """Whether rows are changed by others of their file, so that `finished` must be given all of them."""
+        return bool(self.manifest.steps)
 
     def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
         """Return the rows of one file after the ensemble's steps."""
         scores = np.asarray(outputs[0], np.float32)
         if not self.manifest.steps:
             return keys, (scores,)
-        begins, ends = zip(*keys, strict=True)
-        timed = begins[0] is not None
-        track = apply_steps(
-            self.manifest.steps,
-            Track(
-                np.array(begins, np.float64) if timed else None,
-                np.array(ends, np.float64) if timed else None,
-                scores,
-            ),
-        )
-        if track.start_s is not None and track.end_s is not None:
-            keys = list(zip(track.start_s.tolist(), track.end_s.tolist(), strict=True))
-        return keys, (track.scores,)
+        track = apply_steps(self.manifest.steps, Track(*bounds_s(keys), scores))
+        return keys_of(track.start_s, track.end_s, rows=len(track.scores)), (track.scores,)
 
-    def map(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+    def map(
+        self, paths: Iterable[str | Path], *, journal: str | Path | None = None, fresh: bool = False
+    ) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order, as they are done; see `Bundle.map`.
 
         Raises:
-            UsageError: the blend is by rank, which has no results before the last file.
+            UsageError: the blend is by rank, which has no results before the last file; or see `Bundle.map`.
             EngineError: an engine failed; that is no file's fault.
         """
         if self.whole_job:
@@ -434,7 +473,7 @@ class Ensemble:
                 "A blend by rank has no result for a file before all files are computed, so it cannot be "
                 "mapped over them. Use `alula predict`, or another blend."
             )
-        return map_files(self, paths)
+        return map_files(self, paths, journal=journal, fresh=fresh)
 
     def close(self) -> None:
         """Free the engines' memory."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,35 @@ from numpy.typing import NDArray
 
 from alula.bundle import Deployed, Manifest, Running, read_manifest, start, verify
 from alula.core import InputDescription, Settings
-from alula.engines import Arrays, filled
-from alula.errors import AlulaError, EngineError
+from alula.engines import Arrays, filled, filled_up
+from alula.errors import AlulaError, DataError, EngineError
 from alula.hardware import thread_budget
-from alula.pipeline import iter_job
+from alula.pipeline import (
+    READY_PER_RESULT,
+    Backlog,
+    FileTask,
+    JobKey,
+    Journal,
+    Kept,
+    file_key,
+    iter_job,
+)
 from alula.workflows.samples import FileReader
 
-__all__ = ["Bundle", "Key", "Prediction", "Scorer", "activated", "load_bundle", "map_files"]
+__all__ = [
+    "Bundle",
+    "Key",
+    "Prediction",
+    "Scorer",
+    "activated",
+    "bounds_s",
+    "job_key",
+    "keep",
+    "kept_rows",
+    "keys_of",
+    "load_bundle",
+    "map_files",
+]
 
 Key = tuple[float | None, float | None]
 """Where a row begins and ends in its file, in seconds; None for images and arrays."""
@@ -49,6 +72,21 @@ class Scorer(Protocol):
     """What runs over files: a bundle of one model, or an ensemble."""
 
     @property
+    def path(self) -> Path:
+        """The folder that it was loaded from."""
+        ...
+
+    @property
+    def checksum(self) -> str:
+        """Of everything in the folder that its scores depend on."""
+        ...
+
+    @property
+    def recipe(self) -> str:
+        """What runs here."""
+        ...
+
+    @property
     def settings(self) -> Settings:
         """How `scores` is called: rows at once, calls at once, threads of a call."""
         ...
@@ -66,6 +104,15 @@ class Scorer(Protocol):
         """Return the scores of a batch, as a 1-tuple."""
         ...
 
+    def full_batch_scores(self, batch: Arrays) -> Arrays:
+        """Return the scores of a batch; those of a row do not depend on how many rows are beside it."""
+        ...
+
+    @property
+    def needs_whole_files(self) -> bool:
+        """Whether `finished` must be given all rows of a file; otherwise it returns what it is given."""
+        ...
+
     def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
         """Return the rows of one file as they are delivered, from all its rows as they were computed."""
         ...
@@ -79,10 +126,20 @@ class Bundle:
     """
 
     def __init__(self, path: Path, manifest: Manifest, running: Running, *, threads: int) -> None:
-        self.path = path
+        self._path = path
         self.manifest = manifest
         self._running = running
         self._threads = threads
+
+    @property
+    def path(self) -> Path:
+        """The folder that it was loaded from."""
+        return self._path
+
+    @property
+    def checksum(self) -> str:
+        """Of the manifest, which lists the hashes of all files."""
+        return self.manifest.checksum
 
     @property
     def description(self) -> InputDescription:
@@ -167,16 +224,35 @@ class Bundle:
         """Return the first output of a batch with the bundle's activation applied, as a 1-tuple."""
         return (activated(self.infer(batch)[0], self.manifest.activation),)
 
-    def map(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+    def full_batch_scores(self, batch: Arrays) -> Arrays:
+        """Return `scores` of a batch, computed at the full batch size whatever its own.
+
+        Kernels may sum in another order for another batch size. So a sample's scores do not depend on how
+        many others there were beside it, unless the recipe itself makes them (dynamic quantization).
+        """
+        return tuple(output[: len(batch[0])] for output in self.scores(filled_up(batch, self._batch)))
+
+    def map(
+        self, paths: Iterable[str | Path], *, journal: str | Path | None = None, fresh: bool = False
+    ) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order, as they are done; files are read ahead.
 
         A file that cannot be read gives a prediction with its `error`; the others go on. Memory does
-        not grow with the length or the number of files.
+        not grow with the number of files.
+
+        Args:
+            paths: the files; read lazily.
+            journal: folder to keep results in, so that the same call goes on after a kill: a file that is
+                in it, and has not changed since, is not computed again. It stays until you remove it.
+            fresh: forget what is in the journal.
 
         Raises:
             EngineError: the engine failed; that is no file's fault.
+            JobError: the journal is in use by another run, or cannot be written.
+            UsageError: the journal belongs to another bundle.
+            DiskFullError: there is no space for the journal.
         """
-        return map_files(self, paths)
+        return map_files(self, paths, journal=journal, fresh=fresh)
 
     def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
         """Yield the model inputs of a file, in order, each with where it lies.
@@ -186,6 +262,11 @@ class Bundle:
         """
         for piece in self._reader.pieces(path):
             yield (piece.start_s, piece.end_s), piece.arrays
+
+    @property
+    def needs_whole_files(self) -> bool:
+        """Whether rows are changed by others of their file: they are not."""
+        return False
 
     def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
         """Return the rows of one file as they are delivered: as they are."""
@@ -207,8 +288,17 @@ class Bundle:
         return f"<Bundle {self.path.name}: {self.recipe}, {self.settings}>"
 
 
-def map_files(scorer: Scorer, paths: Iterable[str | Path]) -> Iterator[Prediction]:
+def map_files(
+    scorer: Scorer,
+    paths: Iterable[str | Path],
+    *,
+    journal: str | Path | None = None,
+    fresh: bool = False,
+) -> Iterator[Prediction]:
     """Yield one `Prediction` per file, in order, as they are done; see `Bundle.map`."""
+    if journal is not None:
+        yield from _map_kept(scorer, paths, Journal(Path(journal), job_key(scorer), fresh=fresh))
+        return
     results = iter_job(
         (Path(path) for path in paths),
         prepare=scorer.rows,
@@ -219,17 +309,104 @@ def map_files(scorer: Scorer, paths: Iterable[str | Path]) -> Iterator[Predictio
     for result in results:
         if result.error is not None:
             yield Prediction(path=result.task, start_s=None, end_s=None, scores=None, error=result.error)
-            continue
-        keys, outputs = scorer.finished(result.keys, result.outputs)
-        begins, ends = zip(*keys, strict=True)
-        timed = begins[0] is not None
-        yield Prediction(
-            path=result.task,
-            start_s=np.array(begins, np.float64) if timed else None,
-            end_s=np.array(ends, np.float64) if timed else None,
-            scores=outputs[0],
-            error=None,
+        else:
+            yield _finished(scorer, result.task, result.keys, result.outputs)
+
+
+def _map_kept(scorer: Scorer, paths: Iterable[str | Path], journal: Journal) -> Iterator[Prediction]:
+    with journal:
+        backlog = Backlog((FileTask(Path(path), file_key(path)) for path in paths), journal)
+        results = iter_job(
+            backlog.missing(),
+            prepare=lambda task: scorer.rows(task.path),
+            infer=scorer.full_batch_scores,
+            settings=scorer.settings,
+            cpu_budget=scorer.threads,
+            ordered=False,
         )
+        with closing(results):
+            for result in results:
+                if result.error is None:
+                    keep(journal, result.task, result.keys, result.outputs)
+                else:
+                    journal.keep_failure(result.task.key, str(result.task), result.error)
+                for task, kept in backlog.ready(READY_PER_RESULT):
+                    yield _prediction(scorer, task.path, kept, journal)
+        for task, kept in backlog.ready():
+            yield _prediction(scorer, task.path, kept, journal)
+
+
+def _prediction(scorer: Scorer, path: Path, kept: Kept, journal: Journal) -> Prediction:
+    if kept.reason is not None:
+        error = DataError(path, kept.reason)
+        return Prediction(path=path, start_s=None, end_s=None, scores=None, error=error)
+    keys, scores = kept_rows(journal, kept)
+    return _finished(scorer, path, keys, (scores,))
+
+
+def _finished(scorer: Scorer, path: Path, keys: list[Key], outputs: Arrays) -> Prediction:
+    keys, outputs = scorer.finished(keys, outputs)
+    start_s, end_s = bounds_s(keys)
+    return Prediction(path=path, start_s=start_s, end_s=end_s, scores=outputs[0], error=None)
+
+
+def job_key(scorer: Scorer, *, options: dict[str, str] | None = None) -> JobKey:
+    """Return what the scores of a bundle's jobs depend on besides the files.
+
+    Thread budget and batch size are not part of it: they change scores by rounding at most, and a run may
+    have to go on where there are fewer CPUs. Members, blend and steps of an ensemble are in its checksum.
+
+    Args:
+        scorer: what runs.
+        options: other choices that change scores, by name.
+    """
+    return JobKey(
+        bundle=scorer.path.name,
+        checksum=scorer.checksum,
+        recipe=scorer.recipe,
+        options={} if options is None else options,
+    )
+
+
+def keep(journal: Journal, task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+    """Put the scores of a file into a journal, as they were computed; see `Journal.keep` for what is raised.
+
+    What follows them (the steps of an ensemble, its ranks) is done when they are read, so that there is one
+    kind of record, and one way from it to the output whether or not a run was interrupted.
+    """
+    start_s, end_s = bounds_s(keys)
+    journal.keep(task.key, start_s=start_s, end_s=end_s, scores=outputs[0])
+
+
+def kept_rows(journal: Journal, kept: Kept) -> tuple[list[Key], NDArray[Any]]:
+    """Return all rows of a file in a journal: where they lie, and their scores, shape (n, ...)."""
+    keys: list[Key] = []
+    parts = []
+    for block in journal.blocks(kept):
+        keys += keys_of(block.start_s, block.end_s, rows=len(block.scores))
+        parts.append(block.scores)
+    return keys, parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def keys_of(
+    start_s: NDArray[np.float64] | None, end_s: NDArray[np.float64] | None, *, rows: int
+) -> list[Key]:
+    """Return where each row lies, from times of shape (n,) or None; the other way round of `bounds_s`."""
+    if start_s is None or end_s is None:
+        return [(None, None)] * rows
+    return list(zip(start_s.tolist(), end_s.tolist(), strict=True))
+
+
+def bounds_s(keys: Sequence[Key]) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Return where rows begin and end, each float64 of shape (n,); None for images and arrays.
+
+    >>> bounds_s([(0.0, 5.0), (5.0, 10.0)])[1].tolist()
+    [5.0, 10.0]
+    """
+    starts, ends = zip(*keys, strict=True)
+    if starts[0] is None:
+        return None, None
+    return np.array(starts, np.float64), np.array(ends, np.float64)
 
 
 def activated(scores: NDArray[Any], activation: str, *, axis: int = -1) -> NDArray[Any]:

@@ -238,6 +238,36 @@ def test_ensemble_with_wrong_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_predict_detections_of_a_shard(run: Run, bundle: Path, recordings: Path, tmp_path: Path) -> None:
+    thresholds = tmp_path / "thresholds.csv"
+    thresholds.write_text("label,threshold\n" + "".join(f"{song},0\n" for song in SONGS))
+    options = ("--format", "audacity", "--threshold", thresholds, "--top-k", 1, "--threads", 1)
+    output = tmp_path / "labels.txt"
+    assert run("predict", bundle, recordings, "-o", output, *options).code == 0
+    whole = output.read_text().splitlines()
+    assert len(whole) == 2 * 2
+    ended = run("predict", bundle, recordings, "-o", output, *options, "--shard", "1/2", "--fresh", "--json")
+    assert (ended.code, ended.document["files"]) == (0, 1)
+    assert output.read_text().splitlines() == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--shard", "0/3"), "Shard got 0/3"),
+        (("--shard", "a third"), "expected a part of a whole, such as 3/10"),
+        (("--threshold", "0.5"), "holds every score"),
+        (("--top-k", "0", "--format", "raven"), "expected at least 1"),
+        (("--format", "rave"), "'raven'"),
+    ],
+)
+def test_wrong_options_of_predict(
+    run: Run, bundle: Path, recordings: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    assert says in failed(run("predict", bundle, recordings, "-o", tmp_path / "s.csv", *options), 2)
+    assert not (tmp_path / "s.csv").exists()
+
+
 def test_inputs_that_fail_end_with_3_and_a_report(
     run: Run, bundle: Path, recordings: Path, tmp_path: Path
 ) -> None:

@@ -125,8 +125,15 @@ def test_ranks_are_those_of_scipy(drawn: object) -> None:
         for each in values
     ]
     expected = by_formula(alignment.labels or (), sets, ranks, lambda _: general, weighted_mean)
-    np.testing.assert_allclose(blender.blend(values), expected, rtol=1e-6)
+    blended = blender.blend(values)
+    np.testing.assert_allclose(blended, expected, rtol=1e-6)
     assert blender.whole_job
+    for place in range(blended.shape[1]):
+        columns = [
+            None if column is None else each[:, column]
+            for each, column in zip(values, blender.columns_of_class(place), strict=True)
+        ]
+        np.testing.assert_array_equal(blender.blend_class(place, columns), blended[:, place])
 
 
 def test_ranks_of_many_columns_and_nan(rng: np.random.Generator) -> None:

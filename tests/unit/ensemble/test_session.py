@@ -93,11 +93,18 @@ def test_a_rank_blend_joins_first_and_blends_last(
     session = session_of(recorders, Rank(), (0, 0))
     joined = [session.run((part,)) for part in (x[:3], x[3:])]
     assert [part.shape for part in joined] == [(3, 4), (4, 4)]
-    blended = session.blend_all(joined, [2, 2])
-    assert [part.shape for part in blended] == [(3, 2), (4, 2)]
-    places = x.argsort(axis=0).argsort(axis=0) + 1
-    np.testing.assert_allclose(np.concatenate(blended), places / 7 + 1, rtol=1e-6)
-    assert session.blend_all([], [2, 2]) == []
+    np.testing.assert_array_equal(np.concatenate(joined), np.hstack([2 * x, 4 * x]))
+    session.close()
+
+
+def test_full_batches_have_one_size_each_and_give_the_same_rows(
+    recorders: list[Recorder], rng: np.random.Generator
+) -> None:
+    x = rng.random((7, 2)).astype(np.float32)
+    session = session_of(recorders, Mean(), (0, 0))
+    full = session.run((x,), full_batches=True)
+    assert [recorder.sizes for recorder in recorders] == [[3, 3, 3], [4, 4]]
+    np.testing.assert_array_equal(full, session.run((x,)))
     session.close()
 
 

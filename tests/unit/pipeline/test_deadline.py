@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alula.errors import UsageError
 from alula.measure.fake import ScriptedClock
-from alula.pipeline import Backlog, Care, DeadlineScheduler, Finished, Reserve, Rung, StageCost, complete
+from alula.pipeline import Care, DeadlineScheduler, Finished, Reserve, Rung, StageCost, WorkLeft, complete
 
 COSTS = {name: StageCost(core_s=cost) for name, cost in (("mel", 0.5), ("a", 0.5), ("b", 1.0), ("c", 2.0))}
 LADDER = (
@@ -42,7 +42,7 @@ class Job:
         """Do the next piece; return whether there was one."""
         if not self.rows:
             return False
-        decision = self.scheduler.decide(Backlog(rows=self.rows))
+        decision = self.scheduler.decide(WorkLeft(rows=self.rows))
         if decision.rung is None:
             return False
         self.rungs.append(decision.rung)
@@ -113,8 +113,8 @@ def test_what_no_rung_can_do_in_time_is_done_on_the_cheapest_until_the_stop() ->
 def test_after_a_stop_it_stays_stopped() -> None:
     job = Job(rows=10)
     job.clock.advance(995)
-    assert job.scheduler.decide(Backlog(rows=10)).rung is None
-    assert job.scheduler.decide(Backlog(rows=1e-9)).rung is None
+    assert job.scheduler.decide(WorkLeft(rows=10)).rung is None
+    assert job.scheduler.decide(WorkLeft(rows=1e-9)).rung is None
     assert [step.after for step in job.scheduler.steps] == ["stop"]
 
 
@@ -131,12 +131,12 @@ def test_a_stall_is_forgotten_when_there_is_time_again() -> None:
 
 
 def test_work_that_comes_in_any_case_counts() -> None:
-    assert Job(rows=1).scheduler.decide(Backlog(rows=225)).rung == 0
-    assert Job(rows=1).scheduler.decide(Backlog(rows=225, units={"mel": 200})).rung == 1
+    assert Job(rows=1).scheduler.decide(WorkLeft(rows=225)).rung == 0
+    assert Job(rows=1).scheduler.decide(WorkLeft(rows=225, units={"mel": 200})).rung == 1
 
 
 def test_the_high_estimate_of_the_rows_counts() -> None:
-    assert Job(rows=1).scheduler.decide(Backlog(rows=225, rows_high=300)).rung == 1
+    assert Job(rows=1).scheduler.decide(WorkLeft(rows=225, rows_high=300)).rung == 1
 
 
 def test_a_slow_machine_keeps_more_time_for_writing() -> None:
@@ -164,7 +164,7 @@ def test_a_rung_that_turns_out_cheaper_than_the_last_one_is_gone_to() -> None:
     )
     rungs = []
     for _ in range(40):
-        decision = scheduler.decide(Backlog(rows=10_000))
+        decision = scheduler.decide(WorkLeft(rows=10_000))
         assert decision.rung is not None
         rungs.append(decision.rung)
         rows = decision.rows
@@ -195,7 +195,7 @@ def test_unknown_stages_are_refused() -> None:
     with pytest.raises(UsageError, match="`mels`"):
         job.scheduler.record({"mels": Finished(1.0, 1.0)})
     with pytest.raises(UsageError, match="`mels`"):
-        job.scheduler.decide(Backlog(rows=1, units={"mels": 1.0}))
+        job.scheduler.decide(WorkLeft(rows=1, units={"mels": 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_unknown_stages_are_refused() -> None:
         lambda: Care(least_slowness=0.5),
         lambda: Rung(name="", loads={}, score=0.0),
         lambda: Rung(name="", loads={"a": 0.0}, score=0.0),
-        lambda: Backlog(rows=0),
+        lambda: WorkLeft(rows=0),
         lambda: Reserve(write_s=-1.0, stall_s=0.0),
         lambda: StageCost(core_s=0.0),
         lambda: StageCost(core_s=1.0, spread=-1.0),

@@ -147,8 +147,9 @@ class Bench:
             **options,
         )
 
-    def check(self, tasks: list[Task], summary: JobSummary) -> None:
-        assert self.delivered == [(task.index, not task.fails) for task in tasks]
+    def check(self, tasks: list[Task], summary: JobSummary, *, ordered: bool = True) -> None:
+        delivered = self.delivered if ordered else sorted(self.delivered)
+        assert delivered == [(task.index, not task.fails) for task in tasks]
         for task in tasks:
             if task.fails:
                 continue
@@ -192,13 +193,14 @@ def task_lists(draw: st.DrawFn) -> list[Task]:
     instances=st.integers(1, 4),
     batch_size=st.integers(1, 16),
     cpu_budget=st.integers(1, 6),
+    ordered=st.booleans(),
 )
 def test_every_row_once_in_order_inside_the_budget(
-    tasks: list[Task], threads: int, instances: int, batch_size: int, cpu_budget: int
+    tasks: list[Task], threads: int, instances: int, batch_size: int, cpu_budget: int, ordered: bool
 ) -> None:
     settings = Settings(threads=threads, instances=instances, batch_size=batch_size)
     bench = Bench(settings, cpu_budget)
-    bench.check(tasks, bench.run(tasks))
+    bench.check(tasks, bench.run(tasks, ordered=ordered), ordered=ordered)
     assert threads_left() == []
 
 
@@ -213,6 +215,53 @@ def test_many_threads_and_tasks(threads: int) -> None:
     # Nothing fails here, so each row is computed once.
     assert sum(bench.batches) == summary.samples
     assert bench.rows.peak <= row_limit(bench.settings, 16)
+
+
+def test_without_an_order_a_slow_task_holds_none_back() -> None:
+    # Far more than may be open at a time, whole batches without the first, which ends behind all others.
+    tasks = simple([1] * 301)
+    bench = Bench(Settings(batch_size=4), 2)
+    others = threading.Event()
+
+    def prepare(task: Task) -> Iterator[tuple[tuple[int, int], tuple[np.ndarray, ...]]]:
+        if task.index == 0:
+            assert others.wait(RENDEZVOUS_S)
+        yield from bench.prepare(task)
+
+    def emit(task: Task, keys: list[tuple[int, int]], outputs: tuple[np.ndarray, ...]) -> None:
+        bench.emit(task, keys, outputs)
+        if len(bench.delivered) == 300:
+            others.set()
+
+    spec = (((2,), np.dtype(np.float32)), ((), np.dtype(np.int64)))
+    summary = run_job(
+        iter(tasks),
+        prepare=prepare,
+        infer=bench.infer,
+        emit=emit,
+        fail=bench.fail,
+        settings=bench.settings,
+        cpu_budget=2,
+        ordered=False,
+        row_spec=spec,
+    )
+    assert bench.delivered[-1] == (0, True)
+    bench.check(tasks, summary, ordered=False)
+
+
+def test_without_an_order_a_batch_that_no_row_can_fill_is_computed() -> None:
+    tasks = simple([1] + [0] * 500 + [20])
+    bench = Bench(Settings(batch_size=16), 2)
+    bench.check(tasks, bench.run(tasks, ordered=False), ordered=False)
+
+
+def test_a_shape_that_is_known_before_is_that_of_every_row() -> None:
+    bench = Bench(Settings(batch_size=4), 2)
+    tasks = [Task(0, 2, "shape", 0), Task(1, 2), Task(2, 2, "dtype", 1)]
+    spec = (((2,), np.dtype(np.float32)), ((), np.dtype(np.int64)))
+    bench.check(tasks, bench.run(tasks, row_spec=spec))
+    assert "row 0 got float32 of shape (3,)" in str(bench.errors[0])
+    assert "expected float32 of shape (2,)" in str(bench.errors[0])
 
 
 def test_batches_cross_tasks() -> None:

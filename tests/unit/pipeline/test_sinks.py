@@ -22,11 +22,12 @@ from hypothesis.extra import numpy as st_numpy
 
 from alula.errors import DataError, EngineUnavailableError, JobError, UsageError
 from alula.pipeline import (
-    BirdclefSink,
     CsvSink,
     ErrorReport,
-    ParquetSink,
+    ParquetPartsSink,
     Row,
+    Sink,
+    TableOptions,
     atomic,
     sink_for,
     sinks,
@@ -42,7 +43,7 @@ AUDIO = [
 SCORES = np.array([[0.5, 1e-9, 1.0], [0.123456789, 0.0, 2e-5], [0.3, 0.2, 0.1]], np.float32)
 
 
-def table_at(path: Path, format_: str = "csv") -> CsvSink | ParquetSink | BirdclefSink:
+def table_at(path: Path, format_: str = "csv") -> Sink:
     return sink_for(path, format=format_, labels=LABELS, kind="audio")
 
 
@@ -131,6 +132,69 @@ def test_parquet_writes_groups_of_bounded_size(tmp_path: Path, monkeypatch: pyte
     table = pandas.read_parquet(path)
     np.testing.assert_array_equal(table[LABELS].to_numpy(), scores)
     assert list(table["path"]) == [f"{k}.wav" for k in range(95)]
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_parquet_in_parts_is_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    from pyarrow import parquet
+
+    monkeypatch.setattr(sinks, "PARQUET_PART_VALUES", 60)
+    monkeypatch.setattr(sinks, "PARQUET_GROUP_VALUES", 15)
+    path = tmp_path / "scores"
+    scores = np.random.default_rng(0).random((95, 3), dtype=np.float32)
+    with ParquetPartsSink(path, labels=LABELS, kind="audio") as sink:
+        for start in range(0, 95, step):
+            rows = [Row(f"{k}.wav", 0.0, 5.0) for k in range(start, min(95, start + step))]
+            sink.write(rows, scores[start : start + step])
+    table = pandas.read_parquet(path)
+    np.testing.assert_array_equal(table[LABELS].to_numpy(), scores)
+    assert list(table["path"]) == [f"{k}.wav" for k in range(95)]
+    sizes = [parquet.ParquetFile(part).metadata.num_rows for part in sorted(path.iterdir())]
+    assert max(sizes) <= 20
+    assert len(sizes) == -(-95 // (20 // step * step))
+    assert names_in(tmp_path) == ["scores"]
+
+
+def test_parquet_in_parts_replaces_its_own_folder_only(tmp_path: Path) -> None:
+    path = tmp_path / "scores"
+    for rows in (AUDIO, AUDIO[:1]):
+        with ParquetPartsSink(path, labels=LABELS, kind="audio") as sink:
+            sink.write(rows, SCORES[: len(rows)])
+        assert len(pandas.read_parquet(path)) == len(rows)
+    with pytest.raises(KeyboardInterrupt), ParquetPartsSink(path, labels=LABELS, kind="audio") as sink:
+        sink.write(AUDIO, SCORES)
+        raise KeyboardInterrupt
+    assert len(pandas.read_parquet(path)) == 1
+    assert names_in(tmp_path) == ["scores"]
+    with pytest.raises(UsageError, match=r"holds `notes\.txt`"), table_at(path, "parquet-parts") as sink:
+        sink.write(AUDIO, SCORES)
+        (path / "notes.txt").touch()  # while it ran
+    assert names_in(path) == ["notes.txt", "part-00000.parquet"]
+    assert names_in(tmp_path) == ["scores"]
+    with pytest.raises(UsageError, match=r"holds `notes\.txt`"):
+        table_at(path, "parquet-parts")
+
+
+def test_parquet_in_parts_without_rows_has_its_columns(tmp_path: Path) -> None:
+    with table_at(tmp_path / "scores", "parquet-parts"):
+        pass
+    table = pandas.read_parquet(tmp_path / "scores")
+    assert (len(table), list(table.columns)) == (0, ["path", "start_s", "end_s", *LABELS])
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet", "parquet-parts", "birdclef"])
+def test_a_table_can_be_kept_elsewhere_until_it_is_whole(tmp_path: Path, format_: str) -> None:
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    path = tmp_path / "out" / "scores"
+    options = TableOptions(drafts=drafts)
+    with sink_for(path, format=format_, labels=LABELS, kind="audio", options=options) as sink:
+        sink.write(AUDIO[:1], SCORES[:1])
+        assert len(names_in(drafts)) == 1
+        assert atomic.is_draft(next(drafts.iterdir()))
+        assert names_in(path.parent) == []
+    assert names_in(drafts) == []
+    assert path.exists()
 
 
 def test_a_caller_may_use_its_array_again(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Numbers on disk that are written by rows and read by columns."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alula.errors import JobError
+from alula.pipeline import ColumnFile
+from alula.pipeline.atomic import is_draft
+
+
+def test_rows_come_back_as_columns_and_nothing_stays(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = rng.random((7, 3)).astype(np.float32)
+    with ColumnFile(tmp_path, columns=3, rows=7) as table:
+        for first in (0, 4):
+            part = rows[first : first + 4]
+            table.values[:, first : first + len(part)] = part.T
+        np.testing.assert_array_equal(table.values, rows.T)
+        assert [is_draft(path) for path in tmp_path.iterdir()] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(JobError, match="the disk is full"), ColumnFile(tmp_path, columns=3, rows=7):
+        pass
+    assert list(tmp_path.iterdir()) == []
