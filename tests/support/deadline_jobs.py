@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from alula.pipeline import DeadlineScheduler, Finished, Reserve, StageCost, WorkLeft
+from alula.pipeline import DeadlineScheduler, Finished, Pacer, Reserve, Rung, StageCost, WorkLeft
 from alula.planning.costs import CostSheet, Member, Overlap, Stage, row_loads
 from alula.planning.ladder import declare_ladder
 
@@ -264,6 +265,80 @@ def run(draw: Draw, *, may_step: bool = True) -> Outcome:
         scored += taken
     error = 1 + WRITE_ERROR * math.sin(1e3 * draw.write_s)  # what was measured is not quite what it takes
     written_s = draw.end_s(clock.now_s, draw.write_s * error)
+    return Outcome((earned + (total - scored) * PRIOR_SCORE) / total, written_s, total - scored, rungs)
+
+
+BATCH_ROWS = 32
+
+
+def run_paced(draw: Draw) -> Outcome:
+    """Run a job as a `Pacer` tells it, which is told the guessed lengths and nothing of costs.
+
+    Files are decoded batch by batch, then pieces of the batch are computed.
+    """
+    clock = _Clock()
+
+    def declare(measured: Mapping[str, StageCost]) -> tuple[Sequence[Rung], Mapping[str, StageCost]]:
+        stages = {
+            name: msgspec.structs.replace(stage, cost=measured.get(name, stage.cost))
+            for name, stage in draw.sheet.stages.items()
+        }
+        sheet = CostSheet(stages=stages, common=draw.sheet.common)
+        ladder[:] = declare_ladder(draw.members, OVERLAPS, sheet=sheet, score=draw.score)
+        return ladder, sheet.costs()
+
+    ladder = list(declare_ladder(draw.members, OVERLAPS, sheet=draw.sheet, score=draw.score)[:1])
+    pacer = Pacer(
+        dict(enumerate(draw.guessed.tolist())),
+        ladder=declare,
+        cpus=draw.cpus,
+        deadline_s=draw.allowed_s,
+        reserve=Reserve(write_s=draw.write_s, stall_s=STALL * draw.allowed_s),
+        clock=clock,
+        first_rows=2,
+    )
+
+    def work(loads: dict[str, float], wait_s: float = 0.0) -> dict[str, Finished]:
+        core_s = draw.true_core_s(loads)
+        end_s = draw.end_s(clock.now_s + wait_s, core_s / draw.cpus)
+        slow = (end_s - clock.now_s - wait_s) * draw.cpus / core_s
+        clock.now_s = end_s
+        return {
+            name: Finished(units, draw.true_core_s({name: units}) * slow) for name, units in loads.items()
+        }
+
+    earned, scored = 0.0, 0
+    rungs: list[int] = []
+    total = int(draw.rows.sum())
+    for file, rows in enumerate(draw.rows.tolist()):
+        pacer.opened(file)
+        work({"open": 1.0}, float(draw.disk_s[file]))
+        for first in range(0, rows, BATCH_ROWS):
+            batch = min(BATCH_ROWS, rows - first)
+            for _ in range(batch):
+                pacer.seen(file)
+            if pacer.over():
+                break
+            pacer.prepared(work({"decode": float(batch)}))
+            while batch and (piece := pacer.next_piece(batch)) is not None:
+                rung = ladder[piece.rung]
+                done = work(
+                    {name: load * piece.rows for name, load in rung.loads.items() if name != "decode"}
+                )
+                if pacer.over():
+                    break
+                pacer.finished(done)
+                batch -= piece.rows
+                earned += piece.rows * rung.score
+                scored += piece.rows
+                rungs.append(piece.rung)
+        pacer.closed(file)
+        if pacer.over():
+            break
+    # What was under way when the time was over does not keep the output waiting.
+    stopped_s = min(clock.now_s, pacer.stop_s)
+    error = 1 + WRITE_ERROR * math.sin(1e3 * draw.write_s)
+    written_s = draw.end_s(stopped_s, draw.write_s * error)
     return Outcome((earned + (total - scored) * PRIOR_SCORE) / total, written_s, total - scored, rungs)
 
 

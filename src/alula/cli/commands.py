@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -154,6 +155,12 @@ def _precisions(given: str | None) -> Any:
 @click.option("--min-confidence", type=float, help="Smallest score of any detection.")
 @click.option("--top-k", type=int, help="Detections in a window at most.")
 @click.option("--errors", type=FOLDER, help="Error report; default errors.csv beside the output.")
+@click.option(
+    "--deadline", help="Time from the start of the command in which the whole output is there, such as 110m."
+)
+@click.option(
+    "--prior", help="Score of rows that there is no time for: a number, or a CSV file with label,score."
+)
 @click.option("--shard", help="Only this part of the files, such as 3/10.")
 @click.option("--fresh", is_flag=True, help="Start over rather than continue an interrupted run.")
 @click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
@@ -167,20 +174,29 @@ def predict(
 ) -> None:
     """Run BUNDLE over INPUTS (folders, files or globs) and write one table.
 
-    Inputs that fail are listed in the error report; the others finish, and the exit code is 3.
+    Inputs that fail are listed in the error report; the others finish, and the exit code is 3. So it is where
+    there was no time for some rows.
 
     A run that was killed or interrupted, or found the disk full, is continued by the same command.
+
+    With --deadline every row is there in time. An ensemble that gets short of time computes rows with fewer
+    members; what there is no time for holds the prior, by default 0. unfinished.csv beside the output lists
+    these rows. The same command with more time computes them again.
 
     Formats birdnet, raven, audacity and kaleidoscope hold detections, by default of scores from 0.25 up.
     Raven and audacity give one table if the output ends in .txt, else a folder with one per recording.
     """
     from alula.cli.progress import job_progress
     from alula.cli.render import draw_prediction
+    from alula.hardware import process_age_s
     from alula.pipeline import parse_shard
-    from alula.workflows import load
+    from alula.workflows import load, parse_duration_s
     from alula.workflows import predict as run
 
+    since_s = time.monotonic() - process_age_s()
     selection = _selection(options["threshold"], options["min_confidence"], options["top_k"])
+    deadline_s = None if options["deadline"] is None else parse_duration_s(options["deadline"])
+    prior = _prior(options["prior"])
     shard = None if options["shard"] is None else parse_shard(options["shard"])
     with (
         load(bundle, trust_code=options["trust_code"], threads=options["threads"]) as loaded,
@@ -196,11 +212,25 @@ def predict(
             selection=selection,
             shard=shard,
             fresh=options["fresh"],
+            deadline_s=deadline_s,
+            prior=prior,
             progress=progress,
+            since_s=since_s,
         )
     screen.result(report, lambda console: draw_prediction(console, report))
-    if report.errors is not None:
+    if report.errors is not None or (report.deadline is not None and report.deadline.filled):
         sys.exit(EXIT_SOME_INPUTS_FAILED)
+
+
+def _prior(text: str | None) -> float | dict[str, float] | None:
+    from alula.pipeline import read_prior
+
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return read_prior(text)
 
 
 def _selection(threshold: str | None, min_confidence: float | None, top_k: int | None) -> Selection | None:

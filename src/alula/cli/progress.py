@@ -63,6 +63,8 @@ class _JobProgress:
         done = progress.tasks_done + progress.tasks_failed
         rate = f"{progress.samples / progress.elapsed_s:.0f} samples/s" if progress.elapsed_s > 0 else ""
         eta = "" if progress.eta_s is None else f"{_clock(progress.eta_s)} left"
+        if progress.rung is not None:
+            eta += f", with {progress.rung}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=progress.total_tasks, rate=rate, eta=eta)
         elif progress.elapsed_s - self._last_s >= PLAIN_EVERY_S:

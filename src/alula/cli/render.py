@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,14 @@ from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, read_measurem
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
-from alula.workflows import BenchReport, Diagnosis, PredictionReport, SurveyReport, SurveyRow
+from alula.workflows import (
+    BenchReport,
+    DeadlineReport,
+    Diagnosis,
+    PredictionReport,
+    SurveyReport,
+    SurveyRow,
+)
 
 __all__ = [
     "draw_bench",
@@ -231,8 +238,31 @@ def draw_prediction(console: Console, report: PredictionReport) -> None:
     ]
     if report.errors is not None:
         rows.append(("failed", f"{report.failed} files; {report.errors} says which and why"))
+    if report.deadline is not None:
+        rows.extend(_deadline_rows(report.deadline))
     rows.extend(("note", note) for note in report.notes)
     _draw_pairs(console, rows)
+
+
+def _deadline_rows(deadline: DeadlineReport) -> Iterator[tuple[str, str]]:
+    """Yield what a deadline did, in pairs of a name and words."""
+    left = f"{deadline.left_s:.0f} s before" if deadline.left_s >= 0 else f"{-deadline.left_s:.0f} s after"
+    yield "deadline", f"done {left} it; {deadline.allowed_s:.0f} s were allowed"
+    if deadline.unfinished is None:
+        return
+    for name, count in deadline.rows.items():
+        yield "rows", f"{count} with {name}"
+    yield (
+        "unfinished",
+        f"{deadline.unfinished} lists the rows that were not computed in full; the same command with more "
+        "time computes them again",
+    )
+    if deadline.guessed_files:
+        yield (
+            "guessed",
+            f"the headers of {deadline.guessed_files} files that there was no time for do not tell their "
+            "length; how many rows they have is a guess",
+        )
 
 
 def _resumed(report: PredictionReport) -> str:

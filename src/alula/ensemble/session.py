@@ -168,6 +168,11 @@ class EnsembleSession:
             return np.concatenate(parts, axis=1), took_s
         return self._activate(blender.blend(parts)), took_s
 
+    @property
+    def round_rows(self) -> int:
+        """Rows of a round of the largest member: fewer leave some of its instances idle."""
+        return max(member.settings.instances * member.settings.batch_size for member in self._members)
+
     def close(self) -> None:
         """Free what the members hold. Calling it twice is allowed; `run` afterwards is not."""
         for pool in self._pools:

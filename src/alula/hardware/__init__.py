@@ -4,6 +4,7 @@ Everything is read from the kernel's own files below a `root`, so whole machines
 Nothing here raises because of what such a file says: what cannot be read counts as not there.
 """
 
+from alula.hardware.age import process_age_s
 from alula.hardware.cpu import Cpu, Int8Class, bf16_is_native, int8_class, read_cpu
 from alula.hardware.disk import disk_full, free_bytes, is_full, writing
 from alula.hardware.disturbance import Disturbance, describe_disturbance, take_snapshot
@@ -28,6 +29,7 @@ __all__ = [
     "int8_class",
     "int8_is_safe_here",
     "is_full",
+    "process_age_s",
     "read_cpu",
     "read_limits",
     "read_memory",

@@ -21,7 +21,7 @@ from alula.pipeline.deadline import (
     WorkLeft,
     complete,
 )
-from alula.pipeline.detections import Recordings, Selection, read_thresholds
+from alula.pipeline.detections import Recordings, Selection, read_prior, read_thresholds
 from alula.pipeline.forecast import Finished, Forecast, Remaining, StageCost
 from alula.pipeline.formats import FORMATS, TableOptions, sink_for
 from alula.pipeline.jobs import JobSummary, Progress, TaskResult, iter_job, run_job
@@ -35,10 +35,12 @@ from alula.pipeline.journal import (
     file_key,
     journal_folder,
 )
+from alula.pipeline.pacing import Pace, Pacer, Piece
 from alula.pipeline.schedule import RowSpec, row_limit
 from alula.pipeline.shards import Shard, parse_shard, shard_of
 from alula.pipeline.sinks import CsvSink, ErrorReport, ParquetPartsSink, ParquetSink, Row, Sink
 from alula.pipeline.submission import BirdclefSink, SampleSubmission, read_sample_submission
+from alula.pipeline.unfinished import Stretch, UnfinishedList
 from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
@@ -64,8 +66,11 @@ __all__ = [
     "Journal",
     "Kept",
     "KeptBlock",
+    "Pace",
+    "Pacer",
     "ParquetPartsSink",
     "ParquetSink",
+    "Piece",
     "Progress",
     "Recordings",
     "Remaining",
@@ -79,8 +84,10 @@ __all__ = [
     "Sink",
     "StageCost",
     "StepTaken",
+    "Stretch",
     "TableOptions",
     "TaskResult",
+    "UnfinishedList",
     "WorkLeft",
     "columns_of",
     "complete",
@@ -88,6 +95,7 @@ __all__ = [
     "iter_job",
     "journal_folder",
     "parse_shard",
+    "read_prior",
     "read_sample_submission",
     "read_thresholds",
     "row_limit",

@@ -26,7 +26,7 @@ class Backlog:
     """
 
     def __init__(self, tasks: Iterable[FileTask], journal: Journal) -> None:
-        self._tasks = tasks
+        self._tasks = iter(tasks)
         self._journal = journal
         self._waiting: deque[FileTask] = deque()
 
@@ -36,6 +36,14 @@ class Backlog:
             self._waiting.append(task)
             if self._journal.find(task.key) is None:
                 yield task
+
+    def rest(self) -> Iterator[tuple[FileTask, Kept | None]]:
+        """Yield all other tasks in order with what the journal has of them, each once; nothing of some."""
+        for _ in self.missing():
+            pass
+        while self._waiting:
+            task = self._waiting.popleft()
+            yield task, self._journal.find(task.key)
 
     def ready(self, limit: int | None = None) -> Iterator[tuple[FileTask, Kept]]:
         """Yield the next tasks in order with what the journal has of them, each once.

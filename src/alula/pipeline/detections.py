@@ -44,6 +44,7 @@ __all__ = [
     "RavenLayout",
     "Recordings",
     "Selection",
+    "read_prior",
     "read_thresholds",
     "species_of",
 ]
@@ -131,25 +132,38 @@ def read_thresholds(path: str | Path) -> dict[str, float]:
     Raises:
         DataError: it cannot be read, has other columns, a label twice, or what is no number.
     """
-    path = Path(path)
+    return _read_numbers(Path(path), "threshold", one="a threshold")
+
+
+def read_prior(path: str | Path) -> dict[str, float]:
+    """Return the scores in a CSV file with the columns `label` and `score`, by label.
+
+    Raises:
+        DataError: it cannot be read, has other columns, a label twice, or what is no number.
+    """
+    return _read_numbers(Path(path), "score", one="a score")
+
+
+def _read_numbers(path: Path, column: str, *, one: str) -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             lines = csv.reader(stream)
             header = next(lines, [])
-            if header != ["label", "threshold"]:
-                raise DataError(path, f"begins with {header}; expected the columns `label,threshold`.")
+            if header != ["label", column]:
+                raise DataError(path, f"begins with {header}; expected the columns `label,{column}`.")
             for line in filter(None, lines):
                 label, value = line if len(line) == 2 else (line[0], "")
                 if label in found:
-                    raise DataError(path, f"has two thresholds for `{label}`; expected one.")
+                    raise DataError(path, f"has `{label}` twice; expected {one} for each label.")
                 found[label] = float(value)
     except OSError as error:
         raise DataError(
-            path, f"cannot be read: {error.strerror or error}. Give a number or a CSV file of thresholds."
+            path,
+            f"cannot be read: {error.strerror or error}. Give a number or a CSV file `label,{column}`.",
         ) from error
     except (ValueError, csv.Error) as error:
-        raise DataError(path, f"is no table of thresholds: {error}.") from error
+        raise DataError(path, f"is no table of `label,{column}`: {error}.") from error
     return found
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from alula.core import Settings
 from alula.errors import AlulaError, DataError, EngineError, JobError, UsageError
+from alula.pipeline.pacing import Pace
 from alula.pipeline.schedule import OpenTask, PrepareSeat, RowSpec, Schedule
 
 __all__ = ["JobSummary", "Progress", "TaskResult", "iter_job", "run_job"]
@@ -36,6 +37,9 @@ Prepare: TypeAlias = Callable[[T], Iterator[tuple[K, Arrays]]]
 PROGRESS_INTERVAL_S = 0.1
 # How often a waiting caller looks up to report progress inside a long task.
 PROGRESS_WAKE_S = 0.2
+# What a model call that is under way when the time is over may still take to be counted. It leaves by itself
+# after the batch at hand; a thread that is stuck in a read is not waited for.
+LAST_CALL_S = 0.5
 # A prepare step gives its token back after this time, so that slow rows reach their batch early.
 MAX_STEP_S = 0.01
 
@@ -49,7 +53,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         total_tasks: tasks in all, where the caller knows it.
         samples: rows computed so far, those of unfinished tasks included.
         elapsed_s: seconds since the start.
-        eta_s: seconds left at the rate so far; None while it cannot be told.
+        eta_s: seconds left at the rate so far, or by the forecast of a job with a deadline; None while it
+            cannot be told.
+        rung: what rows are computed on now, where a job with a deadline has several ways.
     """
 
     tasks_done: int
@@ -58,6 +64,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     elapsed_s: float
     eta_s: float | None
+    rung: str | None = None
 
 
 class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +79,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
         model_s: seconds spent inside `infer`, summed over calls.
         samples_per_s: `samples / wall_s`.
         peak_rows: largest number of rows that were in batches at the same time, full, filling or in work.
+        stopped: whether the time was over before everything was done.
     """
 
     tasks_done: int
@@ -82,6 +90,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     model_s: float
     samples_per_s: float
     peak_rows: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +102,21 @@ class TaskResult(Generic[T, K]):
         keys: the key of each of its n rows, in order; empty if it failed.
         outputs: one array per model output, shape (n, ...); empty if it failed.
         error: why it failed, or None.
+        partial: whether the time was over before all of its rows were computed; the others are left out.
     """
 
     task: T
     keys: list[K]
     outputs: Arrays
     error: AlulaError | None = None
+    partial: bool = False
 
 
 def run_job(
     tasks: Iterable[T],
     *,
     prepare: Prepare[T, K],
-    infer: Callable[[Arrays], Arrays],
+    infer: Callable[[Arrays], Arrays | None],
     emit: Callable[[T, list[K], Arrays], None],
     fail: Callable[[T, AlulaError], None],
     settings: Settings,
@@ -116,6 +127,8 @@ def run_job(
     max_failures: int | float | None = None,
     ordered: bool = True,
     row_spec: RowSpec | None = None,
+    pace: Pace | None = None,
+    leave: Callable[[T, list[K], Arrays], None] | None = None,
 ) -> JobSummary:
     """Run every task, deliver each result, and return what was done.
 
@@ -130,7 +143,8 @@ def run_job(
             Called in several threads at once, one per task. It should yield often: a token is held
             while it computes a row, and a model call may be waiting for it.
         infer: batch in, arrays of shape (b, ...), batch out, likewise. Called in `instances` threads at
-            once. It must not keep its inputs: they are filled again after it returns.
+            once. It must not keep its inputs: they are filled again after it returns. With `pace` it may
+            return None for a batch of which it has computed nothing when the time was over.
         emit: takes the task, its keys and its outputs, each of shape (n, ...). Never called
             concurrently, nor is `fail`.
         fail: takes a task that failed and the reason.
@@ -146,6 +160,11 @@ def run_job(
             is complete, and a long task holds none back.
         row_spec: shape and type of each array of a row, where the caller knows them; None takes those of the
             first row of the first task that has one.
+        pace: says when the time is over. Then tasks that were begun are given to `leave` with the rows that
+            they have, others are left, and threads that are at work are not waited for: a stalled disk must
+            not cost the deadline. They end after the row or the batch at hand.
+        leave: takes a task that was begun, the keys of its rows that were computed, at least one, and their
+            outputs. As `emit`.
 
     Raises:
         UsageError: for a budget below 1 or a failure limit out of range.
@@ -180,10 +199,14 @@ def run_job(
         max_failures=max_failures,
         ordered=ordered,
         row_spec=row_spec,
+        pace=pace,
     )
     with closing(run.results()) as results:
         for result in results:
-            if result.error is None:
+            if result.partial:
+                if leave is not None:
+                    leave(result.task, result.keys, result.outputs)
+            elif result.error is None:
                 emit(result.task, result.keys, result.outputs)
             else:
                 fail(result.task, result.error)
@@ -194,7 +217,7 @@ def iter_job(
     tasks: Iterable[T],
     *,
     prepare: Prepare[T, K],
-    infer: Callable[[Arrays], Arrays],
+    infer: Callable[[Arrays], Arrays | None],
     settings: Settings,
     cpu_budget: int,
     progress: Callable[[Progress], None] | None = None,
@@ -203,6 +226,7 @@ def iter_job(
     max_failures: int | float | None = None,
     ordered: bool = True,
     row_spec: RowSpec | None = None,
+    pace: Pace | None = None,
 ) -> Generator[TaskResult[T, K]]:
     """Yield the result of each task as they come; arguments and rules of `run_job`.
 
@@ -224,6 +248,7 @@ def iter_job(
         max_failures=max_failures,
         ordered=ordered,
         row_spec=row_spec,
+        pace=pace,
     ).results()
 
 
@@ -244,7 +269,7 @@ class _Run(Generic[T, K]):
         tasks: Iterable[T],
         *,
         prepare: Prepare[T, K],
-        infer: Callable[[Arrays], Arrays],
+        infer: Callable[[Arrays], Arrays | None],
         settings: Settings,
         cpu_budget: int,
         progress: Callable[[Progress], None] | None,
@@ -253,6 +278,7 @@ class _Run(Generic[T, K]):
         max_failures: int | float | None,
         ordered: bool,
         row_spec: RowSpec | None,
+        pace: Pace | None,
     ) -> None:
         if cpu_budget < 1:
             raise UsageError(f"`cpu_budget` got {cpu_budget}; expected at least 1 thread.")
@@ -268,6 +294,8 @@ class _Run(Generic[T, K]):
         self._progress = progress
         self._total_tasks = total_tasks
         self._clock = clock
+        self._pace = pace
+        self._stopped = False
         self._max_failures = max_failures
         self._schedule: Schedule[T, K] = Schedule(settings, cpu_budget, ordered=ordered, spec=row_spec)
         self._threads: list[threading.Thread] = []
@@ -290,7 +318,11 @@ class _Run(Generic[T, K]):
         try:
             self._launch()
             source = iter(self._tasks)
+            wake_s = None if self._progress is None and self._pace is None else PROGRESS_WAKE_S
             while not schedule.finished:
+                if self._pace is not None and self._pace.over():
+                    yield from self._leave()
+                    break
                 opened = schedule.take()
                 if opened is not None:
                     yield self._deliver(opened)
@@ -299,10 +331,13 @@ class _Run(Generic[T, K]):
                 if schedule.may_admit:
                     self._admit_one(source)
                 elif not schedule.finished:
-                    schedule.wait(None if self._progress is None else PROGRESS_WAKE_S)
+                    schedule.wait(wake_s)
                 self._report(final=schedule.finished)
         finally:
-            self._halt()
+            if self._stopped:
+                self._schedule.stop()
+            else:
+                self._halt()
             atexit.unregister(self._halt)
             self._wall_s = self._clock() - self._started_s
         self._check_failure_rate()
@@ -317,6 +352,7 @@ class _Run(Generic[T, K]):
             model_s=self._model_s,
             samples_per_s=self._samples / self._wall_s if self._wall_s > 0 else 0.0,
             peak_rows=self._schedule.peak_rows,
+            stopped=self._stopped,
         )
 
     # The caller's thread.
@@ -349,6 +385,26 @@ class _Run(Generic[T, K]):
             self._schedule.admit(task)
             return
         self._schedule.exhaust()
+
+    def _leave(self) -> Iterator[TaskResult[T, K]]:
+        """End with the time: yield what there is of tasks that were begun."""
+        schedule = self._schedule
+        if schedule.error is not None:
+            raise schedule.error
+        self._stopped = True
+        schedule.stop()
+        until_s = time.monotonic() + LAST_CALL_S
+        for thread in self._threads[schedule.prepare_seats :]:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        for opened in schedule.leave():
+            if opened.complete:
+                yield self._deliver(opened)
+                continue
+            keys, outputs = opened.computed_rows()
+            if keys:
+                self._samples += len(keys)
+                yield TaskResult(opened.task, keys, outputs, partial=True)
+        self._report(final=True)
 
     def _deliver(self, opened: OpenTask[T, K]) -> TaskResult[T, K]:
         if opened.error is not None:
@@ -387,7 +443,9 @@ class _Run(Generic[T, K]):
         elapsed_s = now_s - self._started_s
         seen = self._done + self._failed
         eta_s = None
-        if self._total_tasks is not None and seen:
+        if self._pace is not None:
+            eta_s = self._pace.eta_s()
+        elif self._total_tasks is not None and seen:
             eta_s = elapsed_s / seen * max(0, self._total_tasks - seen)
         self._progress(
             Progress(
@@ -397,6 +455,7 @@ class _Run(Generic[T, K]):
                 samples=self._schedule.rows_computed,
                 elapsed_s=elapsed_s,
                 eta_s=eta_s,
+                rung=None if self._pace is None else self._pace.rung(),
             )
         )
 
@@ -487,6 +546,8 @@ class _Run(Generic[T, K]):
         while (batch := schedule.next_batch(seat, grown_bytes)) is not None:
             start_s = self._clock()
             outputs = self._infer(tuple(array[: batch.size] for array in batch.arrays))
+            if outputs is None:
+                return
             busy_s = self._clock() - start_s
             self._check_outputs(outputs, batch.size)
             grown_bytes = [

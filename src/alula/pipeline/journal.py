@@ -5,7 +5,9 @@ off a process that dies. `results` is only ever appended to: a record per file w
 it failed. Tables being written lie there too, until they are whole.
 
 A record is a head (magic, bytes of the note, bytes of the payload, CRC-32 of all the rest), a note in JSON
-and a payload: window starts, window ends (float64, n each; only where inputs have times), scores (n, ...).
+and a payload: window starts, window ends (float64, n each; only where inputs have times), scores (n, ...),
+and where a job ran short of time the rung of each row (int16, n). Records with rungs count in their own run
+only.
 Reading stops at the first record that is not whole, and what lies behind is cut off. So half a record is as
 good as none, and nothing that was read before can change.
 """
@@ -114,6 +116,7 @@ class Kept:
         shape: of the scores of one row.
         dtype: of the scores, in NumPy's short form.
         timed: whether rows have times.
+        graded: whether rows have rungs: time was short, and rows may be missing.
         at: where the payload begins.
     """
 
@@ -122,6 +125,7 @@ class Kept:
     shape: tuple[int, ...]
     dtype: str
     timed: bool
+    graded: bool
     at: int
 
 
@@ -157,7 +161,9 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         path: see `FileKey`, as are the next two.
         reason: why the file failed.
-        lasting: whether it would fail again as long as it is not changed.
+        graded: whether rows have rungs.
+        lasting: whether later runs take it as it is: all its rows on the first rung, or a failure that would
+            come again as long as the file is not changed.
     """
 
     path: bytes
@@ -167,6 +173,7 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: tuple[int, ...] = ()
     dtype: str = ""
     timed: bool = False
+    graded: bool = False
     reason: bytes | None = None
     lasting: bool = True
 
@@ -268,7 +275,13 @@ class Journal:
         return self._index.get(key)
 
     def keep(
-        self, key: FileKey, *, start_s: Times | None, end_s: Times | None, scores: npt.NDArray[Any]
+        self,
+        key: FileKey,
+        *,
+        start_s: Times | None,
+        end_s: Times | None,
+        scores: npt.NDArray[Any],
+        rungs: npt.NDArray[np.int16] | None = None,
     ) -> None:
         """Append the scores of a file, all or none of them.
 
@@ -277,6 +290,8 @@ class Journal:
             start_s: where windows start, shape (n,); None for images and arrays.
             end_s: where they end, likewise.
             scores: shape (n, ...).
+            rungs: how each row was computed, shape (n,), where time was short; rows may be missing then, and
+                only this run takes the scores as they are. None where all is as it should be.
 
         Raises:
             JobError: when they cannot be written.
@@ -284,15 +299,17 @@ class Journal:
         """
         parts = [np.ascontiguousarray(part, np.float64) for part in (start_s, end_s) if part is not None]
         parts.append(np.ascontiguousarray(scores))
-        kept = Kept(
-            reason=None,
+        if rungs is not None:
+            parts.append(np.ascontiguousarray(rungs, np.int16))
+        note = _Note(
+            **key._asdict(),
             rows=len(scores),
             shape=scores.shape[1:],
             dtype=scores.dtype.str,
             timed=start_s is not None,
-            at=0,
+            graded=rungs is not None,
+            lasting=rungs is None,
         )
-        note = _Note(**key._asdict(), rows=kept.rows, shape=kept.shape, dtype=kept.dtype, timed=kept.timed)
         at = self._append(msgspec.json.encode(note), [part.reshape(-1).view(np.uint8) for part in parts])
         self._index[key] = _noted(note, at)
 
@@ -335,6 +352,15 @@ class Journal:
             row_bytes = values * dtype.itemsize
             data = self._read(scores_at + first * row_bytes, count * row_bytes)
             yield KeptBlock(start_s, end_s, np.frombuffer(data, dtype).reshape(count, *kept.shape))
+
+    def rungs(self, kept: Kept) -> npt.NDArray[np.int16]:
+        """Return how each row of a graded record was computed, shape (n,).
+
+        Raises:
+            JobError: when they cannot be read.
+        """
+        row_bytes = math.prod(kept.shape) * np.dtype(kept.dtype).itemsize + (16 if kept.timed else 0)
+        return np.frombuffer(self._read(kept.at + row_bytes * kept.rows, 2 * kept.rows), np.int16)
 
     def finish(self) -> None:
         """Say that the output is in its place: the folder goes when the block ends."""
@@ -498,6 +524,7 @@ def _noted(note: _Note, at: int) -> Kept:
         shape=note.shape,
         dtype=note.dtype,
         timed=note.timed,
+        graded=note.graded,
         at=at,
     )
 

@@ -66,6 +66,7 @@ class OpenTask(Generic[T, K]):
     __slots__ = (
         "_lock",
         "_outputs",
+        "_stored",
         "computed",
         "error",
         "held_bytes",
@@ -86,6 +87,7 @@ class OpenTask(Generic[T, K]):
         self.error: AlulaError | None = None
         self.held_bytes = 0
         self._outputs: list[Array] = []
+        self._stored: list[tuple[int, int]] = []
         self._lock = threading.Lock()
 
     @property
@@ -109,6 +111,7 @@ class OpenTask(Generic[T, K]):
                 self._grow(self._capacity(len(self._outputs[0]), start + count))
             for held, out in zip(self._outputs, outputs, strict=True):
                 held[start : start + count] = out[slot : slot + count]
+            self._stored.append((start, start + count))
             return sum(array.nbytes for array in self._outputs) - before
 
     def _capacity(self, have: int, need: int) -> int:
@@ -123,6 +126,17 @@ class OpenTask(Generic[T, K]):
     def outputs(self) -> tuple[Array, ...]:
         """Return one array of shape (n, ...) per model output, n the rows of the task."""
         return tuple(array[: self.rows] for array in self._outputs)
+
+    def computed_rows(self) -> tuple[list[K], tuple[Array, ...]]:
+        """Return the keys and outputs of the rows that have any by now, in order; others may be under way."""
+        with self._lock:
+            spans = sorted(self._stored)
+            keys = [key for first, last in spans for key in self.keys[first:last]]
+            outputs = tuple(
+                np.concatenate([array[first:last] for first, last in spans]) if spans else array[:0]
+                for array in self._outputs
+            )
+        return keys, outputs
 
 
 class Span(Generic[T, K]):
@@ -272,6 +286,13 @@ class Schedule(Generic[T, K]):
             self._held_bytes -= opened.held_bytes
             self._dispatch()
             return opened
+
+    def leave(self) -> list[OpenTask[T, K]]:
+        """Return the tasks that were not delivered, in order, and forget them."""
+        with self._lock:
+            left = list(self._open)
+            self._open.clear()
+            return left
 
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until there is a task to deliver or the job has stopped."""

@@ -73,6 +73,8 @@ def shard_of(items: Sequence[T], shard: Shard, *, weights: Sequence[float | None
     low, high = max((*costs, sum(costs) / shard.count)), sum(costs)
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
+        if middle in (low, high):
+            break  # neighbours: the smallest numbers have no finer steps
         if len(_ends(costs, middle)) <= shard.count:
             high = middle
         else:

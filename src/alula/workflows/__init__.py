@@ -1,6 +1,7 @@
 """Where the concerns meet: optimize, load and predict, bench, report, survey, doctor."""
 
 from alula.workflows.benching import BenchReport, BenchRow, bench
+from alula.workflows.deadlines import DeadlineReport
 from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble
@@ -16,6 +17,7 @@ __all__ = [
     "BenchReport",
     "BenchRow",
     "Bundle",
+    "DeadlineReport",
     "Diagnosis",
     "Ensemble",
     "Prediction",

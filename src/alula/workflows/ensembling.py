@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from alula._version import __version__
 from alula.bundle import (
     SCHEMA_VERSION,
+    DeclaredRung,
     Deployed,
     EnsembleManifest,
     Manifest,
@@ -32,7 +33,7 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Mean, Settings, Step, View
+from alula.core import AudioInput, Blend, InputDescription, Mean, OverlapMean, Settings, Step, View
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
 from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
@@ -57,8 +58,9 @@ from alula.workflows.running import (
     load_bundle,
     map_files,
 )
+from alula.workflows.samples import Decoding
 
-__all__ = ["Ensemble", "load", "make_ensemble"]
+__all__ = ["Ensemble", "load", "make_ensemble", "most_sparse"]
 
 MEMBERS = "members"
 
@@ -70,6 +72,7 @@ def make_ensemble(
     blend: Blend | None = None,
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
+    ladder: Sequence[DeclaredRung] = (),
     replace: bool = False,
 ) -> EnsembleManifest:
     """Write bundles and a blend as one bundle; return its manifest.
@@ -83,6 +86,8 @@ def make_ensemble(
         blend: how scores become one; None takes their mean.
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
+        ladder: what a job does that gets short of time, all members and windows first; empty for members from
+            the last backwards, sparser windows, the cheapest member.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
@@ -118,6 +123,7 @@ def make_ensemble(
     )
     views = [member.view for member in members]
     plan = _planned(names, manifests, views, blend=blend, steps=post.step, labels=labels)
+    _check_ladder(ladder, names, plan, steps=post.step)
     target = Path(output)
     write_ensemble(
         target,
@@ -129,12 +135,45 @@ def make_ensemble(
             blend=blend,
             labels=plan.blender.alignment.labels,
             steps=post.step,
+            ladder=tuple(ladder),
             files={},
         ),
         members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
         replace=replace,
     )
     return read_ensemble(target)
+
+
+def _check_ladder(
+    ladder: Sequence[DeclaredRung], names: Sequence[str], plan: _Plan, *, steps: Sequence[Step]
+) -> None:
+    for rung in ladder:
+        for name in rung.members:
+            if name not in names:
+                raise UsageError(
+                    f"The ladder names the member `{name}`; there are {', '.join(names)}."
+                    f"{closest(name, names)}"
+                )
+        if rung.every > most_sparse(plan.demands[plan.takes[0]], steps):
+            raise UsageError(
+                f"The ladder computes one of {rung.every} windows; expected what still covers the recording, "
+                "and that the steps begin with `overlap`."
+            )
+    if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
+        raise UsageError("The ladder begins with some members or windows; expected all of them there.")
+
+
+def most_sparse(demand: Demand, steps: Sequence[Step]) -> int:
+    """Return of how many windows one must be computed at least, so that those cover the recording.
+
+    It is 1 but where the steps begin with the mean of overlapping windows: then rows of the output are about
+    segments of time, whatever windows there are.
+    """
+    audio = demand.description
+    if not isinstance(audio, AudioInput) or not steps or not isinstance(steps[0], OverlapMean):
+        return 1
+    keep_s = audio.window_s if demand.keep_s is None else demand.keep_s
+    return int(keep_s * audio.sample_rate_hz / audio.hop_samples + 1e-6)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -284,21 +323,29 @@ class _SharedReader:
                 case ArrayFeatures() as array:
                     self._arrays.append(array)
 
-    def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+    def rows(
+        self, path: Path, *, decoding: Decoding, wanted: Callable[[int], Collection[int]] | None
+    ) -> Iterator[tuple[Key, Arrays]]:
         if self._audio is not None:
             with open_audio(path) as audio:
-                for row in self._audio.rows(audio.blocks(), audio.rate_hz):
+                blocks = decoding(audio.blocks())
+                for row in self._audio.rows(blocks, audio.rate_hz, wanted=wanted):
                     yield (row.start_s, row.end_s), row.arrays
         elif self._images:
-            image = read_image(path)
-            yield (None, None), tuple(features.transform(image) for features in self._images)
+            for image in decoding(map(read_image, [path])):
+                yield (None, None), tuple(features.transform(image) for features in self._images)
         else:
-            array = read_array(path)
-            try:
-                arrays = tuple(features.transform(array) for features in self._arrays)
-            except DataError as error:
-                raise DataError(path, error.reason) from error
-            yield (None, None), arrays
+            for array in decoding(map(read_array, [path])):
+                try:
+                    arrays = tuple(features.transform(array) for features in self._arrays)
+                except DataError as error:
+                    raise DataError(path, error.reason) from error
+                yield (None, None), arrays
+
+    def spans(self, duration_s: float | None) -> list[Key] | None:
+        if self._audio is None:
+            return [(None, None)]
+        return None if duration_s is None else list(self._audio.spans(duration_s))
 
 
 class Ensemble:
@@ -356,6 +403,7 @@ class Ensemble:
                 activate=lambda scores: activated(scores, self._plan.activation),
             )
             opened.pop_all()
+        self._blenders: dict[tuple[int, ...], Blender] = {}
         self._recipes = [one.deployed.recipe for one in running]
         row_bytes = _row_bytes(members, self._plan.takes)
         size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
@@ -406,13 +454,79 @@ class Ensemble:
         """Whether a row's score depends on all rows of a job."""
         return self._plan.blender.whole_job
 
-    def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+    def rows(
+        self,
+        path: Path,
+        *,
+        decoding: Decoding = iter,
+        wanted: Callable[[int], Collection[int]] | None = None,
+    ) -> Iterator[tuple[Key, Arrays]]:
         """Yield the rows of a file, in order, each with where it lies: one array for each of `demands`.
+
+        Args:
+            path: the file.
+            decoding: is given what decodes, piece by piece, and returns it, watched.
+            wanted: given the number of a row, says for which of `demands` an array is needed; others hold
+                anything, where that saves work. None for all.
 
         Raises:
             DataError: the file cannot be read, now or further on.
         """
-        return self._reader.rows(path)
+        return self._reader.rows(path, decoding=decoding, wanted=wanted)
+
+    def spans(self, duration_s: float | None) -> list[Key] | None:
+        """Return where the rows of a file lie, without reading it; None where that cannot be told.
+
+        Args:
+            duration_s: of a recording; None where it is not known.
+        """
+        return self._reader.spans(duration_s)
+
+    @property
+    def row_shape(self) -> tuple[int, ...] | None:
+        """Shape of the scores of one row."""
+        return (self._plan.blender.alignment.classes,)
+
+    @property
+    def takes(self) -> tuple[int, ...]:
+        """Which of `demands` each member takes."""
+        return self._plan.takes
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that keep every member's instances busy: batches of one round of the largest."""
+        return self._session.round_rows
+
+    def some_scores(
+        self,
+        batch: Arrays,
+        members: Sequence[int],
+        *,
+        unheard: NDArray[np.float32],
+        stopped: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> tuple[NDArray[np.float32] | None, list[float]]:
+        """Return `full_batch_scores` of some members, None when stopped, and the seconds that each took.
+
+        Args:
+            batch: arrays of rows; those that these members do not take are not read.
+            members: their places, ascending.
+            unheard: what a class gets that none of them has a say in, shape (c,).
+            stopped: asked before each batch of a member; once it says yes there are no scores.
+            clock: seconds.
+        """
+        chosen = tuple(members)
+        if chosen not in self._blenders:
+            self._blenders[chosen] = Blender(
+                self.manifest.blend, self._plan.blender.alignment, members=chosen
+            )
+        blender = self._blenders[chosen]
+        scores, took_s = self._session.run_some(
+            batch, chosen, blender=blender, full_batches=True, stopped=stopped, clock=clock
+        )
+        if scores is not None and not blender.whole_job and not blender.heard.all():
+            scores[:, ~blender.heard] = unheard[~blender.heard]
+        return scores, took_s
 
     def scores(self, batch: Arrays) -> Arrays:
         """Return the blended scores (n, c) of a batch as a 1-tuple.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import final
 
 import msgspec
 import numpy as np
@@ -18,22 +20,20 @@ from alula.engines import Arrays
 from alula.errors import AlulaError, DataError, JobError, UsageError
 from alula.hardware import disk_full
 from alula.pipeline import (
-    READY_PER_RESULT,
     Backlog,
-    ColumnFile,
     ErrorReport,
+    FileKey,
     FileTask,
     JobSummary,
     Journal,
-    Kept,
     Progress,
     Recordings,
-    Row,
     RowSpec,
     Selection,
     Shard,
     Sink,
     TableOptions,
+    UnfinishedList,
     file_key,
     journal_folder,
     read_sample_submission,
@@ -41,10 +41,32 @@ from alula.pipeline import (
     shard_of,
     sink_for,
 )
+from alula.workflows.deadlines import (
+    DeadlineReport,
+    Late,
+    PacedJob,
+    Way,
+    pacer_of,
+    prior_of,
+    reserve_of,
+    ways_of,
+)
+from alula.workflows.delivery import Delivery
 from alula.workflows.ensembling import Ensemble
-from alula.workflows.running import Bundle, Key, job_key, keep, kept_rows, keys_of
+from alula.workflows.running import Bundle, Key, bounds_s, job_key, keep
 
-__all__ = ["PredictionReport", "default_error_report", "kind_of_input", "predict", "run_over_files"]
+__all__ = [
+    "PredictionReport",
+    "default_error_report",
+    "default_list",
+    "kind_of_input",
+    "predict",
+    "run_over_files",
+]
+
+# Reading headers may take this share of the time: they are what a guess of the work is made of, no more.
+HEADERS_SHARE = 0.05
+HEADERS_WAKE_S = 0.05
 
 
 class PredictionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +83,7 @@ class PredictionReport(msgspec.Struct, frozen=True, kw_only=True):
         failed: of them, in the error report.
         resumed: of them, finished by an interrupted run.
         notes: what to know about the output, one sentence each.
+        deadline: what a deadline did; None without one.
     """
 
     output: str
@@ -72,6 +95,7 @@ class PredictionReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     resumed: int
     notes: tuple[str, ...]
+    deadline: DeadlineReport | None = None
 
 
 def kind_of_input(description: InputDescription) -> Kind:
@@ -101,6 +125,12 @@ def default_error_report(output: Path, shard: Shard | None = None) -> Path:
     return output.with_name(name)
 
 
+def default_list(output: Path, shard: Shard | None = None) -> Path:
+    """Return where rows are listed that a deadline left no time for: `unfinished.csv` beside the output."""
+    name = "unfinished.csv" if shard is None else f"unfinished-{shard.index}-of-{shard.count}.csv"
+    return output.with_name(name)
+
+
 def predict(
     bundle: Bundle | Ensemble,
     inputs: Sequence[str | Path],
@@ -112,7 +142,11 @@ def predict(
     selection: Selection | None = None,
     shard: Shard | None = None,
     fresh: bool = False,
+    deadline_s: float | None = None,
+    prior: float | Mapping[str, float] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    since_s: float | None = None,
 ) -> PredictionReport:
     """Run a bundle over folders, files and globs, and write one table.
 
@@ -123,6 +157,13 @@ def predict(
     there. After a kill, an error or a full disk the same call goes on: a file is computed again only if
     its path, size, time of change, the bundle or the recipe is another. The output is the same to the
     byte, in the order of the files, as that of a run without an interruption.
+
+    With a deadline the output is there before it, and whole, as long as the machine does not stand still
+    while it is written. When time gets short, an ensemble computes rows with fewer members, sparser windows
+    where they overlap, or its cheapest member; rows for which even that takes too long hold the prior. These
+    rows are listed beside the output, and the journal stays, with the files that were computed as without a
+    deadline; a later call computes the others again. Files for which there was time have the bytes that they
+    have without a deadline.
 
     Args:
         bundle: from `alula.load`, of one model or an ensemble.
@@ -135,16 +176,21 @@ def predict(
         shard: compute only this part of the files. Parts hold consecutive files, of about the same length
             together, so that the tables of all parts, one after the other, are the table of the whole.
         fresh: forget what an interrupted run has finished.
+        deadline_s: seconds until the output must be there; None for no deadline.
+        prior: score of rows that there was no time for: one for all, or by label; None is 0.
         progress: called a few times a second.
+        clock: seconds, never going back; thread-safe.
+        since_s: the clock's time from which `deadline_s` counts; None is that of the call.
 
     Raises:
         DataError: nothing matches, or the sample submission cannot be used.
         UsageError: unknown format, or one that does not fit the bundle; an interrupted run of another
-            bundle; more shards than files.
+            bundle; more shards than files; a deadline or prior that is impossible.
         JobError: the output cannot be written, or another run is writing it.
         DiskFullError: there is no space; the same call goes on.
         EngineError: the engine failed; no table is written.
     """
+    start_s = clock() if since_s is None else since_s
     if isinstance(bundle, Bundle) and len(bundle.manifest.signature.inputs) > 1:
         raise UsageError(
             f"{bundle.path.name} takes {len(bundle.manifest.signature.inputs)} inputs, and a file gives one. "
@@ -161,6 +207,19 @@ def predict(
     if report_path.absolute() == target.absolute():
         raise UsageError(f"The output and the error report are both {target}; give them two names.")
     folder = journal_folder(target)
+    deadline = None
+    if deadline_s is not None:
+        deadline = _Deadline(
+            at_s=start_s + deadline_s,
+            allowed_s=deadline_s,
+            kind=kind,
+            prior=prior_of(prior, labels=bundle.labels, shape=bundle.row_shape),
+            guesses_rows=sample is None,
+            threads=bundle.threads,
+            clock=clock,
+        )
+    elif prior is not None:
+        raise UsageError("A prior is for rows that a deadline leaves no time for; there is no deadline.")
     sink = sink_for(
         target,
         format=format,
@@ -177,18 +236,37 @@ def predict(
     try:
         with Journal(folder, job_key(bundle), fresh=fresh) as journal:
             resumed = sum(journal.find(task.key) is not None for task in tasks)
-            with sink, ErrorReport(report_path) as report:
-                job = _run_and_write(
-                    bundle,
-                    tasks,
-                    journal=journal,
-                    sink=sink,
-                    report=report,
-                    missing=len(tasks) - resumed,
-                    row_spec=_row_spec(bundle, everything),
-                    progress=progress,
-                )
-            journal.finish()
+            missing = len(tasks) - resumed
+            late = None
+            listed = UnfinishedList(default_list(target, shard), drafts=folder)
+            with sink, ErrorReport(report_path) as report, listed:
+                row_spec = _row_spec(bundle, everything)
+                if deadline is None:
+                    job = _run_and_write(
+                        bundle,
+                        tasks,
+                        journal=journal,
+                        sink=sink,
+                        report=report,
+                        missing=missing,
+                        row_spec=row_spec,
+                        progress=progress,
+                    )
+                else:
+                    job, late = _run_before(
+                        bundle,
+                        tasks,
+                        deadline,
+                        journal=journal,
+                        sink=sink,
+                        report=report,
+                        listed=listed,
+                        missing=missing,
+                        row_spec=row_spec,
+                        progress=progress,
+                    )
+            if not listed.lines:
+                journal.finish()
     except JobError as error:
         full = disk_full(error, what="the output", path=target, resumes=True)
         if full is None:
@@ -205,6 +283,7 @@ def predict(
         failed=report.count,
         resumed=resumed,
         notes=sink.notes,
+        deadline=late,
     )
 
 
@@ -221,22 +300,15 @@ def _run_and_write(
 ) -> JobSummary:
     """Compute what the journal lacks, and write all that it has in the order of the tasks."""
     backlog = Backlog(tasks, journal)
-    ranked = isinstance(bundle, Ensemble) and bundle.whole_job
+    delivery = Delivery(bundle, backlog, journal, sink=sink, report=report, late=None)
 
     def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
         keep(journal, task, keys, outputs)
-        write(READY_PER_RESULT)
+        delivery.write_some()
 
     def fail(task: FileTask, error: AlulaError) -> None:
         journal.keep_failure(task.key, str(task), error)
-        write(READY_PER_RESULT)
-
-    def write(limit: int | None) -> None:
-        # Always from the journal, so that it cannot matter which run has computed a file, or when.
-        if ranked:
-            return
-        for task, kept in backlog.ready(limit):
-            _write_one(bundle, task.path, kept, journal=journal, sink=sink, report=report)
+        delivery.write_some()
 
     job = run_job(
         backlog.missing(),
@@ -251,79 +323,125 @@ def _run_and_write(
         ordered=False,
         row_spec=row_spec,
     )
-    write(None)
-    if isinstance(bundle, Ensemble) and ranked:
-        _write_ranked(bundle, list(backlog.ready()), journal=journal, sink=sink, report=report)
+    delivery.write_rest()
     return job
 
 
-def _write_one(
+def _run_before(
     bundle: Bundle | Ensemble,
-    path: Path,
-    kept: Kept,
+    tasks: Sequence[FileTask],
+    deadline: _Deadline,
     *,
     journal: Journal,
     sink: Sink,
     report: ErrorReport,
-) -> None:
-    name = str(path)
-    if kept.reason is not None:
-        report.add(name, DataError(name, kept.reason))
-    elif bundle.needs_whole_files:
-        keys, (scores,) = bundle.finished(*_as_computed(journal, kept))
-        _write_rows(sink, name, keys, scores)
-    else:
-        for block in journal.blocks(kept):
-            keys = keys_of(block.start_s, block.end_s, rows=len(block.scores))
-            _write_rows(sink, name, keys, block.scores)
+    listed: UnfinishedList,
+    missing: int,
+    row_spec: RowSpec | None,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[JobSummary, DeadlineReport]:
+    """Do what `_run_and_write` does, as far as there is time."""
+    clock = deadline.clock
+    lengths = deadline.lengths_of([task for task in tasks if journal.find(task.key) is None])
+    guesses = {key: _count(bundle.spans(length_s)) for key, length_s in lengths.items()}
+    ways = ways_of(bundle, prior=deadline.prior, clock=clock)
+    ladder: list[Way] = []
+    pacer = pacer_of(
+        ways,
+        guesses,
+        ladder=ladder,
+        deadline_s=deadline.at_s,
+        reserve=reserve_of(
+            bundle,
+            rows=sum(rows or 0 for rows in guesses.values()) * len(tasks) / max(1, len(guesses)),
+            files=len(tasks),
+            columns=deadline.prior.size,
+            allowed_s=deadline.allowed_s,
+        ),
+        clock=clock,
+    )
+    paced = PacedJob(
+        ways,
+        ladder,
+        pacer=pacer,
+        last_rows={key: rows - 1 for key, rows in guesses.items() if rows is not None},
+        clock=clock,
+    )
+    late = Late(
+        bundle,
+        ladder=ladder,
+        prior=deadline.prior,
+        durations_s=lengths,
+        guess_s=_guess_by_size(lengths),
+        listed=listed,
+        guesses_rows=deadline.guesses_rows,
+    )
+    backlog = Backlog(tasks, journal)
+    delivery = Delivery(bundle, backlog, journal, sink=sink, report=report, late=late)
+
+    def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        if paced.is_whole(task, outputs[1]):
+            keep(journal, task, keys, outputs)
+        else:
+            leave(task, keys, outputs)
+        delivery.write_some()
+
+    def leave(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        scores, rungs = outputs
+        there = rungs >= 0
+        if there.any():
+            start_s, end_s = bounds_s([key for key, is_there in zip(keys, there, strict=True) if is_there])
+            journal.keep(task.key, start_s=start_s, end_s=end_s, scores=scores[there], rungs=rungs[there])
+
+    def fail(task: FileTask, error: AlulaError) -> None:
+        journal.keep_failure(task.key, str(task), error)
+        delivery.write_some()
+
+    job = run_job(
+        _long_ones_first(backlog.missing(), guesses, threads=bundle.threads),
+        prepare=paced.prepare,
+        infer=paced.infer,
+        emit=emit,
+        fail=fail,
+        leave=leave,
+        settings=bundle.settings,
+        cpu_budget=bundle.threads,
+        progress=progress,
+        total_tasks=missing,
+        clock=clock,
+        ordered=False,
+        row_spec=None if row_spec is None else (*row_spec, ((), np.dtype(np.int16))),
+        pace=pacer,
+    )
+    delivery.write_rest()
+    return job, DeadlineReport(
+        allowed_s=deadline.allowed_s,
+        left_s=deadline.at_s - clock(),
+        rows=late.rows_by_rung(),
+        steps=pacer.steps,
+        unfinished=str(listed.path) if listed.lines else None,
+        guessed_files=late.guessed_files,
+    )
 
 
-def _as_computed(journal: Journal, kept: Kept) -> tuple[list[Key], Arrays]:
-    keys, scores = kept_rows(journal, kept)
-    return keys, (scores,)
+def _count(spans: Sequence[Key] | None) -> int | None:
+    return None if spans is None else len(spans)
 
 
-def _write_rows(sink: Sink, name: str, keys: Sequence[Key], scores: NDArray[Any]) -> None:
-    sink.write([Row(name, start_s, end_s) for start_s, end_s in keys], scores)
+def _long_ones_first(
+    tasks: Iterable[FileTask], rows: Mapping[FileKey, int | None], *, threads: int
+) -> list[FileTask]:
+    """Return the tasks in order, those first that are so long that one thread would end with them alone."""
+    given = list(tasks)
+    most = sum(count or 0 for count in rows.values()) / (4 * threads)
+    return sorted(given, key=lambda task: (rows.get(task.key) or 0) <= most)
 
 
-def _write_ranked(
-    ensemble: Ensemble,
-    done: Sequence[tuple[FileTask, Kept]],
-    *,
-    journal: Journal,
-    sink: Sink,
-    report: ErrorReport,
-) -> None:
-    """Write the rows of a job whose blend needs all of them: from the journal, column by column, by file."""
-    total = sum(kept.rows for _, kept in done)
-    wide, narrow = ensemble.job_shape
-    if not total:
-        for task, kept in done:
-            _write_one(ensemble, task.path, kept, journal=journal, sink=sink, report=report)
-        return
-    with ColumnFile(journal.folder, columns=narrow, rows=total) as blended:
-        with ColumnFile(journal.folder, columns=wide, rows=total) as joined:
-            at = 0
-            for _, kept in done:
-                for block in journal.blocks(kept):
-                    joined.values[:, at : at + len(block.scores)] = block.scores.T
-                    at += len(block.scores)
-            ensemble.blend_job(joined.values, blended.values)
-        at = 0
-        for task, kept in done:
-            if kept.reason is not None:
-                report.add(str(task.path), DataError(str(task.path), kept.reason))
-                continue
-            keys = [
-                key
-                for block in journal.blocks(kept)
-                for key in keys_of(block.start_s, block.end_s, rows=len(block.scores))
-            ]
-            scores = np.array(blended.values[:, at : at + kept.rows].T, order="C")
-            at += kept.rows
-            keys, (scores,) = ensemble.finished(keys, (scores,))
-            _write_rows(sink, str(task.path), keys, scores)
+def _guess_by_size(lengths_s: Mapping[FileKey, float | None]) -> Callable[[FileTask], float]:
+    """Return what guesses how long a recording is from its size, as others of the job tell."""
+    known = [(key.size_bytes, length_s) for key, length_s in lengths_s.items() if length_s]
+    per_byte = sum(length_s for _, length_s in known) / max(1, sum(size for size, _ in known))
+    return lambda task: max(1e-3, per_byte * max(0, task.key.size_bytes))
 
 
 def _row_spec(bundle: Bundle | Ensemble, files: Sequence[Path]) -> RowSpec | None:
@@ -370,6 +488,68 @@ def _durations_s(files: Sequence[Path], kind: Kind, *, threads: int) -> list[flo
         return None
     with ThreadPoolExecutor(threads, thread_name_prefix="alula-header") as pool:
         return list(pool.map(_duration_s, files))
+
+
+@final
+class _Deadline:
+    """What a run is told of its deadline.
+
+    Args:
+        at_s: the clock's time at which the output must be there.
+        allowed_s: seconds from the start to then.
+        kind: of the inputs.
+        prior: a row that was not computed.
+        guesses_rows: whether rows of files of unknown length are written.
+        threads: for reading headers.
+        clock: seconds, never going back; thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        at_s: float,
+        allowed_s: float,
+        kind: Kind,
+        prior: NDArray[np.float32],
+        guesses_rows: bool,
+        threads: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.at_s = at_s
+        self.allowed_s = allowed_s
+        self.prior = prior
+        self.guesses_rows = guesses_rows
+        self.clock = clock
+        self._kind = kind
+        self._threads = threads
+
+    def lengths_of(self, tasks: Sequence[FileTask]) -> dict[FileKey, float | None]:
+        """Return how long recordings are by their headers; None for those that do not tell in time."""
+        lengths_s: dict[FileKey, float | None] = {task.key: None for task in tasks}
+        if self._kind != "audio":
+            return lengths_s
+        until_s = self.clock() + HEADERS_SHARE * max(0.0, self.at_s - self.clock())
+        # Not a pool: its threads are waited for at the end, and one may hang in a disk.
+        source = iter(tasks)
+        turn = threading.Lock()
+        left = threading.Semaphore(0)
+
+        def read() -> None:
+            while self.clock() < until_s:
+                with turn:
+                    task = next(source, None)
+                if task is None:
+                    break
+                lengths_s[task.key] = _duration_s(task.path)
+            left.release()
+
+        for number in range(self._threads):
+            threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
+        waiting = self._threads
+        since_s = time.monotonic()
+        while waiting and self.clock() < until_s and time.monotonic() - since_s < self.allowed_s:
+            waiting -= left.acquire(timeout=HEADERS_WAKE_S)
+        return dict(lengths_s)
 
 
 def run_over_files(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Condition
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -28,7 +29,7 @@ from alula.pipeline import (
     file_key,
     iter_job,
 )
-from alula.workflows.samples import FileReader
+from alula.workflows.samples import Decoding, FileReader
 
 __all__ = [
     "Bundle",
@@ -100,6 +101,10 @@ class Scorer(Protocol):
         """Yield the model inputs of a file, in order, each with where it lies."""
         ...
 
+    def spans(self, duration_s: float | None) -> list[Key] | None:
+        """Return where the rows of a file lie, without reading it; None where that cannot be told."""
+        ...
+
     def scores(self, batch: Arrays) -> Arrays:
         """Return the scores of a batch, as a 1-tuple."""
         ...
@@ -130,6 +135,10 @@ class Bundle:
         self.manifest = manifest
         self._running = running
         self._threads = threads
+        # A job that ran out of time leaves calls behind, and no engine may be freed under one.
+        self._calls = Condition()
+        self._under_way = 0
+        self._closed = False
 
     @property
     def path(self) -> Path:
@@ -217,7 +226,16 @@ class Bundle:
         A model with a fixed batch axis gets its last batch filled up.
         """
         whole = filled(self.manifest.signature.inputs, batch)
-        outputs = self._running.session.run(whole)
+        with self._calls:
+            if self._closed:
+                raise EngineError(f"{self.path.name} is closed; load it again.")
+            self._under_way += 1
+        try:
+            outputs = self._running.session.run(whole)
+        finally:
+            with self._calls:
+                self._under_way -= 1
+                self._calls.notify_all()
         return outputs if whole is batch else tuple(output[: len(batch[0])] for output in outputs)
 
     def scores(self, batch: Arrays) -> Arrays:
@@ -254,14 +272,33 @@ class Bundle:
         """
         return map_files(self, paths, journal=journal, fresh=fresh)
 
-    def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+    def rows(self, path: Path, *, decoding: Decoding = iter) -> Iterator[tuple[Key, Arrays]]:
         """Yield the model inputs of a file, in order, each with where it lies.
+
+        Args:
+            path: the file.
+            decoding: is given what decodes, piece by piece, and returns it, watched.
 
         Raises:
             DataError: the file cannot be read, now or further on.
         """
-        for piece in self._reader.pieces(path):
+        for piece in self._reader.pieces(path, decoding=decoding):
             yield (piece.start_s, piece.end_s), piece.arrays
+
+    def spans(self, duration_s: float | None) -> list[Key] | None:
+        """Return where the rows of a file lie, without reading it; None where that cannot be told.
+
+        Args:
+            duration_s: of a recording; None where it is not known.
+        """
+        return self._reader.spans(duration_s)
+
+    @property
+    def row_shape(self) -> tuple[int, ...] | None:
+        """Shape of the scores of one row, as far as the model says it."""
+        shape = self.manifest.signature.outputs[0].shape[1:]
+        sizes = tuple(size for size in shape if isinstance(size, int))
+        return sizes if len(sizes) == len(shape) else None
 
     @property
     def needs_whole_files(self) -> bool:
@@ -273,7 +310,10 @@ class Bundle:
         return keys, outputs
 
     def close(self) -> None:
-        """Free the engine's memory."""
+        """Free the engine's memory, once the calls that are under way have ended; later ones fail."""
+        with self._calls:
+            self._closed = True
+            self._calls.wait_for(lambda: self._under_way == 0)
         self._running.session.close()
 
     def __enter__(self) -> Self:

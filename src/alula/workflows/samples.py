@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from alula.data import Samples, open_audio, read_array, read_image
 from alula.errors import DataError
 from alula.features import ArrayFeatures, AudioFeatures, ImageFeatures, make_features
 
-__all__ = ["FileReader", "Materialized", "Piece", "default_description", "materialize"]
+__all__ = ["Decoding", "FileReader", "Materialized", "Piece", "default_description", "materialize"]
 
 Arrays = tuple[NDArray[Any], ...]
+
+
+class Decoding(Protocol):
+    """Returns an iterator with the same items, watched or as it is."""
+
+    def __call__(self, blocks: Iterator[NDArray[Any]], /) -> Iterator[NDArray[Any]]:
+        """Return it."""
+        ...
 
 
 class Piece(NamedTuple):
@@ -36,8 +44,21 @@ class FileReader:
     def __init__(self, description: InputDescription) -> None:
         self._features = make_features(description)
 
-    def pieces(self, path: Path, *, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Piece]:
+    def pieces(
+        self,
+        path: Path,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        decoding: Decoding = iter,
+    ) -> Iterator[Piece]:
         """Yield the model inputs of a file, in order: its windows, or the one image or array.
+
+        Args:
+            path: the file.
+            start_s: of a recording, where to begin.
+            end_s: where to end; None for its end.
+            decoding: is given what decodes, piece by piece, and returns it, watched.
 
         Raises:
             DataError: the file cannot be read, now or further on.
@@ -46,12 +67,24 @@ class FileReader:
         match features:
             case AudioFeatures():
                 with open_audio(path, start_s=start_s, end_s=end_s) as audio:
-                    for window in features.windows(audio.blocks(), audio.rate_hz):
+                    for window in features.windows(decoding(audio.blocks()), audio.rate_hz):
                         yield Piece(start_s + window.start_s, start_s + window.end_s, (window.samples,))
             case ImageFeatures():
-                yield Piece(None, None, (features.transform(read_image(path)),))
+                for image in decoding(map(read_image, [path])):
+                    yield Piece(None, None, (features.transform(image),))
             case ArrayFeatures():
-                yield Piece(None, None, (_described(path, features, read_array(path)),))
+                for array in decoding(map(read_array, [path])):
+                    yield Piece(None, None, (_described(path, features, array),))
+
+    def spans(self, duration_s: float | None) -> list[tuple[float | None, float | None]] | None:
+        """Return where the pieces of a file lie, without reading it; None where that cannot be told.
+
+        Args:
+            duration_s: of a recording; None where it is not known.
+        """
+        if not isinstance(self._features, AudioFeatures):
+            return [(None, None)]
+        return None if duration_s is None else list(self._features.spans(duration_s))
 
 
 def _described(path: Path, features: ArrayFeatures, array: NDArray[Any]) -> NDArray[Any]:

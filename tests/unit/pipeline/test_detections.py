@@ -237,9 +237,9 @@ def test_thresholds_of_labels_from_a_file(tmp_path: Path) -> None:
     assert read_thresholds(path) == {"a, b": 0.5, "c": 0.1}
     for text, says in (
         ("", "expected the columns"),
-        ("label,threshold\na,0.5\na,0.6\n", "two thresholds for `a`"),
+        ("label,threshold\na,0.5\na,0.6\n", "has `a` twice; expected a threshold"),
         ("label,threshold\na,high\n", "high"),
-        ("label,threshold\na\n", "is no table of thresholds"),
+        ("label,threshold\na\n", "is no table of `label,threshold`"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=says):

@@ -13,7 +13,8 @@ from alula.errors import UsageError
 from alula.pipeline import Shard, parse_shard, shard_of
 
 WEIGHTS = st.lists(
-    st.sampled_from([0.0, 0.1, 1.0, 5.0, 7.5, 600.0, 10_800.0, None]) | st.floats(0, 1e5),
+    st.sampled_from([0.0, 0.1, 1.0, 5.0, 7.5, 600.0, 10_800.0, None])
+    | st.floats(0, 1e5, allow_subnormal=False),
     min_size=1,
     max_size=9,
 )
@@ -49,6 +50,13 @@ def test_parts_are_the_whole_in_order_and_as_even_as_can_be(
 def test_files_of_unknown_length_are_counted() -> None:
     parts = [shard_of(range(10), Shard(k, 3)) for k in (1, 2, 3)]
     assert sorted(map(len, parts)) == [2, 4, 4]
+
+
+def test_the_smallest_numbers_there_are() -> None:
+    weights = [5e-324, 1e-323, 5e-324, 0.0, 5e-324]
+    parts = [shard_of("abcde", Shard(k, 3), weights=weights) for k in (1, 2, 3)]
+    assert "".join(letter for part in parts for letter in part) == "abcde"
+    assert all(parts)
 
 
 def test_ten_thousand_files() -> None:

@@ -201,7 +201,7 @@ def test_a_kill_changes_no_byte_of_an_ensemble(
                 interrupt_after(left, patch)
                 with pytest.raises(KeyboardInterrupt):
                     predict(ensemble, [recordings], output=out / "s.csv")
-            assert list(content(out)) == ["s.csv.job/lock", "s.csv.job/results"]
+            assert not (out / "s.csv").exists()
             # A killed run leaves its columns behind.
             (out / "s.csv.job" / ".columns.0123456789ab.tmp").write_bytes(b"x")
             report = predict(ensemble, [recordings], output=out / "s.csv")

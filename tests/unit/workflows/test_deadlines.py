@@ -1,0 +1,457 @@
+"""Folder runs against a deadline, on a clock that moves by what the scripted members and decoders take."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import write_images, write_scripted_bundle, write_wav
+
+from alula.bundle import DeclaredRung
+from alula.core import AudioInput, Blend, ImageInput, Mean, OverlapMean, Rank, Settings, TensorSpec
+from alula.data import open_audio
+from alula.data.audio import AudioBlocks
+from alula.engines.base import Arrays
+from alula.engines.fake import FakeSession
+from alula.errors import UsageError
+from alula.measure.fake import ScriptedClock
+from alula.pipeline import Journal, Progress, journal_folder
+from alula.postprocess import PostProcessing
+from alula.workflows import (
+    Bundle,
+    Ensemble,
+    PredictionReport,
+    ensembling,
+    load,
+    make_ensemble,
+    predict,
+    prediction,
+    samples,
+)
+
+RATE_HZ = 1_000
+WAVE = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0)
+SCALES = (1.0, 2.0, 4.0)
+MEMBER_ROW_S = {1.0: 0.2, 2.0: 0.3, 4.0: 0.5}
+DECODE_S = 0.05  # of a recording of up to 10 s
+
+
+@dataclass
+class Machine:
+    """What work costs on the clock, and how much slower it has become.
+
+    Attributes:
+        slow: given the time, how many times more everything takes.
+        stalls: name of a recording whose decoding takes for ever.
+    """
+
+    clock: ScriptedClock = field(default_factory=ScriptedClock)
+    slow: Callable[[float], float] = lambda now_s: 1.0
+    stalls: str | None = None
+    stalled_s: float = 0.0
+    released: threading.Event = field(default_factory=threading.Event)
+    calls: int = 0
+
+    def spend(self, seconds: float) -> None:
+        self.clock.advance(seconds * self.slow(self.clock.monotonic()))
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        run = FakeSession.run
+
+        def timed_run(session: FakeSession, inputs: Arrays) -> Arrays:
+            self.calls += 1
+            self.spend(MEMBER_ROW_S[session._script.scale] * len(inputs[0]))
+            return run(session, inputs)
+
+        def timed_open(path: Path, **options: float) -> AudioBlocks:
+            opened = open_audio(path, **options)
+            blocks = opened.blocks
+
+            def timed_blocks() -> Iterator[np.ndarray]:
+                if path.name == self.stalls:
+                    self.clock.advance(self.stalled_s)
+                    self.released.wait(30)
+                for block in blocks():
+                    self.spend(DECODE_S)
+                    yield block
+
+            opened.blocks = timed_blocks  # type: ignore[method-assign]
+            return opened
+
+        patch.setattr(FakeSession, "run", timed_run)
+        patch.setattr(ensembling, "open_audio", timed_open)
+        patch.setattr(samples, "open_audio", timed_open)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = Machine()
+    made.install(monkeypatch)
+    yield made
+    made.released.set()
+
+
+def write_member(folder: Path, scale: float, description: AudioInput | ImageInput = WAVE) -> Path:
+    shape = (description.window_samples,) if isinstance(description, AudioInput) else (3, 8, 8)
+    return write_scripted_bundle(
+        folder / f"x{scale:g}.alula",
+        scratch=folder / "scratch",
+        description=description,
+        outputs=(TensorSpec("scores", "float32", ("b", 2)),),
+        shape=shape,
+        labels=("a", "b"),
+        scale=scale,
+        settings=Settings(batch_size=4),
+    )
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Iterator[Ensemble]:
+    yield from opened(tmp_path)
+
+
+def opened(
+    tmp_path: Path,
+    *,
+    blend: Blend | None = None,
+    post: PostProcessing | None = None,
+    description: AudioInput = WAVE,
+    ladder: Sequence[DeclaredRung] = (),
+) -> Iterator[Ensemble]:
+    members = [write_member(tmp_path, scale, description) for scale in SCALES]
+    make_ensemble(members, tmp_path / "e.alula", blend=blend, post=post, ladder=ladder)
+    with load(tmp_path / "e.alula", threads=1) as loaded:
+        assert isinstance(loaded, Ensemble)
+        yield loaded
+
+
+def record(folder: Path, seconds: Sequence[float], rng: np.random.Generator) -> Path:
+    folder.mkdir()
+    for number, length_s in enumerate(seconds):
+        samples_ = rng.uniform(0.1, 0.9, round(RATE_HZ * length_s))
+        write_wav(folder / f"{number:02}.wav", samples_, rate_hz=RATE_HZ)
+    return folder
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Twelve recordings of 10 s: 120 rows, which take 120 s with all members."""
+    return record(tmp_path / "in", [10.0] * 12, rng)
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def rows_of(path: Path) -> dict[tuple[str, float], np.ndarray]:
+    """The scores of each row, by name of the file and start."""
+    return {
+        (Path(name).name, float(start_s)): np.array(scores, np.float64)
+        for name, start_s, _, *scores in lines_of(path)
+    }
+
+
+def below(path: Path) -> dict[tuple[str, float], str]:
+    """How each row was computed that is in the list of unfinished ones; rows are 1 s long."""
+    if not path.exists():
+        return {}
+    found = {}
+    for name, start_s, end_s, rows, rung in lines_of(path):
+        starts = np.arange(float(start_s), float(end_s))
+        assert len(starts) == int(rows)
+        found |= {(Path(name).name, start): rung for start in starts}
+    return found
+
+
+Run = Callable[..., PredictionReport]
+
+
+def run_before(machine: Machine, scorer: Bundle | Ensemble, inputs: Path, output: Path) -> Run:
+    return functools.partial(predict, scorer, [inputs], output=output, clock=machine.clock.monotonic)
+
+
+def check(report: PredictionReport, whole: Path, *, prior: Sequence[float] = (0.0, 0.0)) -> dict[str, int]:
+    """Check an output against one without a deadline, row by row; return how many rows are on which rung."""
+    assert report.deadline is not None
+    assert report.deadline.left_s >= 0
+    expected, got = rows_of(whole), rows_of(Path(report.output))
+    listed = below(Path(report.output).with_name("unfinished.csv"))
+    assert list(got) == list(expected)
+    counts: dict[str, int] = {}
+    for key, scores in got.items():
+        rung = listed.get(key, "x1 + x2 + x4")
+        counts[rung] = counts.get(rung, 0) + 1
+        if rung == "prior":
+            np.testing.assert_allclose(scores, prior)
+        else:
+            # Members give the same times their scale; the whole has the mean of all.
+            some = [float(name[1:]) for name in rung.split(" + ")]
+            np.testing.assert_allclose(scores, expected[key] * np.mean(some) / np.mean(SCALES), rtol=1e-4)
+    assert counts == report.deadline.rows
+    return counts
+
+
+@pytest.fixture
+def whole(machine: Machine, ensemble: Ensemble, recordings: Path, tmp_path: Path) -> Path:
+    """The table without a deadline."""
+    predict(ensemble, [recordings], output=tmp_path / "whole" / "s.csv")
+    return tmp_path / "whole" / "s.csv"
+
+
+def test_with_time_enough_no_byte_differs(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "s.csv"
+    reports: list[Progress] = []
+    report = run_before(machine, ensemble, recordings, output)(deadline_s=400.0, progress=reports.append)
+    assert output.read_bytes() == whole.read_bytes()
+    assert list(output.parent.iterdir()) == [output]
+    assert check(report, whole) == {"x1 + x2 + x4": 120}
+    assert report.deadline is not None and report.deadline.steps == ()
+    assert {progress.rung for progress in reports} <= {None, "x1 + x2 + x4"}
+    assert all(progress.eta_s is None or progress.eta_s < 400 for progress in reports)
+
+
+def test_rows_with_fewer_members_are_listed_and_later_done_again(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "s.csv"
+    run = run_before(machine, ensemble, recordings, output)
+    counts = check(run(deadline_s=100.0), whole)
+    assert counts["x1 + x2 + x4"] > 40
+    assert "prior" not in counts
+    assert set(counts) - {"x1 + x2 + x4"} <= {"x1 + x2", "x1"}
+    # What is as without a deadline is kept; the same command with more time does the rest.
+    assert journal_folder(output).exists()
+    report = run(deadline_s=400.0)
+    assert 0 < report.resumed < 12
+    assert output.read_bytes() == whole.read_bytes()
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_rows_without_time_hold_the_prior(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "s.csv"
+    run = run_before(machine, ensemble, recordings, output)
+    report = run(deadline_s=22.0, prior={"b": 0.25})
+    counts = check(report, whole, prior=(0.0, 0.25))
+    assert 40 < counts["prior"] < 110
+    # The cheapest member would need 24 s.
+    assert counts["x1"] > 20
+    assert report.job.stopped
+    run(deadline_s=1000.0)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_deadline_that_is_over_gives_the_prior_alone(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    calls = machine.calls
+    machine.clock.advance(10)
+    report = run_before(machine, ensemble, recordings, tmp_path / "s.csv")(
+        deadline_s=2.0, since_s=0.0, prior=0.5
+    )
+    assert report.deadline is not None
+    assert (report.deadline.rows, machine.calls) == ({"prior": 120}, calls)
+    assert list(rows_of(tmp_path / "s.csv")) == list(rows_of(whole))
+    assert {tuple(scores) for scores in rows_of(tmp_path / "s.csv").values()} == {(0.5, 0.5)}
+    assert len(lines_of(tmp_path / "unfinished.csv")) == 12
+
+
+def test_a_cpu_that_gets_slower_makes_it_step_down(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    began_s = machine.clock.monotonic()
+    machine.slow = lambda now_s: 3.0 if now_s - began_s > 60 else 1.0
+    counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=180.0), whole)
+    assert counts["x1 + x2 + x4"] >= 48
+    assert "prior" not in counts
+
+
+def test_a_recording_of_hours_among_short_ones(
+    machine: Machine, ensemble: Ensemble, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = record(tmp_path / "in", [*[3.0] * 8, 90.0, 3.0], rng)
+    predict(ensemble, [folder], output=tmp_path / "whole.csv")
+    counts = check(
+        run_before(machine, ensemble, folder, tmp_path / "s.csv")(deadline_s=80.0), tmp_path / "whole.csv"
+    )
+    # 117 rows in 80 s: some of them by all members, so it was not taken for nine short files and a last one.
+    assert counts["x1 + x2 + x4"] > 20
+    assert "prior" not in counts
+
+
+def test_a_decoder_that_stalls_costs_its_own_rows(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    machine.stalls, machine.stalled_s = "07.wav", 500.0
+    counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=400.0), whole)
+    assert counts["prior"] >= 10
+    assert counts["x1 + x2 + x4"] >= 40
+    listed = below(tmp_path / "unfinished.csv")
+    assert {rung for key, rung in listed.items() if key[0] == "07.wav"} == {"prior"}
+
+
+@pytest.mark.parametrize("said_s", [None, 2.0, 40.0])
+def test_headers_that_lie_or_do_not_tell(
+    machine: Machine,
+    ensemble: Ensemble,
+    recordings: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said_s: float | None,
+) -> None:
+    real = prediction._duration_s
+    monkeypatch.setattr(prediction, "_duration_s", lambda path: said_s if path.name > "03" else real(path))
+    run = run_before(machine, ensemble, recordings, tmp_path / "s.csv")
+    # Enough time but for the longest guess, which is corrected by what files hold.
+    assert check(run(deadline_s=300.0), whole)["x1 + x2 + x4"] > 60
+    report = run(deadline_s=12.0, fresh=True)
+    assert report.deadline is not None
+    assert report.deadline.left_s >= 0
+    got = rows_of(tmp_path / "s.csv")
+    # What was opened has its rows; what was not has those that its header or its size tells.
+    per_file = [len(list(group)) for _, group in itertools.groupby(got, key=lambda key: key[0])]
+    assert per_file[:4] == [10] * 4
+    assert per_file[-1] == (10 if said_s is None else said_s)
+    assert (report.deadline.guessed_files > 0) == (said_s is None)
+
+
+def test_a_bundle_of_one_model_has_the_prior_only(machine: Machine, recordings: Path, tmp_path: Path) -> None:
+    with load(write_member(tmp_path, 2.0), threads=1) as bundle:
+        predict(bundle, [recordings], output=tmp_path / "whole.csv")
+        report = run_before(machine, bundle, recordings, tmp_path / "s.csv")(deadline_s=20.0, prior=0.125)
+    assert report.deadline is not None and report.deadline.left_s >= 0
+    rows = report.deadline.rows
+    assert set(rows) == {"model", "prior"}
+    assert 30 < rows["model"] < 60
+    whole, got = rows_of(tmp_path / "whole.csv"), rows_of(tmp_path / "s.csv")
+    listed = below(tmp_path / "unfinished.csv")
+    assert list(got) == list(whole)
+    for key, scores in got.items():
+        np.testing.assert_allclose(scores, [0.125] * 2 if key in listed else whole[key], rtol=1e-5)
+
+
+def test_ranks_are_those_among_the_computed_rows(machine: Machine, recordings: Path, tmp_path: Path) -> None:
+    for ranked in opened(tmp_path, blend=Rank()):
+        report = run_before(machine, ranked, recordings, tmp_path / "s.csv")(deadline_s=60.0, prior=-1.0)
+    assert report.deadline is not None and report.deadline.left_s >= 0
+    assert set(report.deadline.rows) == {"x1 + x2 + x4", "prior"}
+    listed = below(tmp_path / "unfinished.csv")
+    ranks = np.array([x for key, x in rows_of(tmp_path / "s.csv").items() if key not in listed])
+    expected = np.arange(1, len(ranks) + 1) / len(ranks)
+    np.testing.assert_allclose(np.sort(ranks, axis=0), np.stack([expected] * 2, 1), rtol=1e-4)
+    assert len(ranks) == report.deadline.rows["x1 + x2 + x4"]
+
+
+def test_windows_are_thinned_out_where_they_overlap(
+    machine: Machine, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = record(tmp_path / "in", [10.2] * 8, rng)
+    half = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0, hop_s=0.5)
+    post = PostProcessing(step=(OverlapMean(segment_s=1.0),))
+    for thin in opened(tmp_path, post=post, description=half):
+        predict(thin, [folder], output=tmp_path / "whole.csv")
+        # 8 x 20 windows: 160 s with all members, 32 s with one, 16 s with one and every second window.
+        report = run_before(machine, thin, folder, tmp_path / "s.csv")(deadline_s=32.0)
+    assert report.deadline is not None and report.deadline.left_s >= 0
+    assert list(rows_of(tmp_path / "s.csv")) == list(rows_of(tmp_path / "whole.csv"))
+    assert report.deadline.rows["x1, every second window"] > 20
+    assert report.deadline.filled == 0
+    assert np.all([scores > 0 for scores in rows_of(tmp_path / "s.csv").values()])
+
+
+def test_the_ladder_that_an_ensemble_declares(machine: Machine, recordings: Path, tmp_path: Path) -> None:
+    ladder = [
+        DeclaredRung(members=("x1", "x2", "x4"), score=0.9),
+        DeclaredRung(members=("x2",), score=0.8),
+    ]
+    for declared in opened(tmp_path, ladder=ladder):
+        predict(declared, [recordings], output=tmp_path / "whole.csv")
+        report = run_before(machine, declared, recordings, tmp_path / "s.csv")(deadline_s=80.0)
+    assert set(check(report, tmp_path / "whole.csv")) == {"x1 + x2 + x4", "x2"}
+
+
+def test_wrong_ladders(tmp_path: Path) -> None:
+    member = write_member(tmp_path, 1.0)
+    for ladder, says in (
+        ([DeclaredRung(members=("y",), score=1)], "names the member `y`"),
+        ([DeclaredRung(members=("x1",), every=2, score=1)], "one of 2 windows"),
+        ([DeclaredRung(members=("x1",), score=1)], "begins with some members"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            make_ensemble([member, member], tmp_path / "e.alula", ladder=ladder)
+
+
+def test_a_run_with_a_deadline_goes_on_after_a_kill(
+    machine: Machine,
+    ensemble: Ensemble,
+    recordings: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out" / "s.csv"
+    run = run_before(machine, ensemble, recordings, output)
+    real = Journal.keep
+    left = itertools.count(3, -1)
+
+    def keep(self: Journal, *args: object, **options: object) -> None:
+        real(self, *args, **options)  # type: ignore[arg-type]
+        if next(left) == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            run(deadline_s=90.0)
+    assert not output.exists()
+    report = predict(ensemble, [recordings], output=output)
+    assert report.deadline is None
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_images_have_no_lengths(machine: Machine, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "in", per_class=20)
+    description = ImageInput(height=8, width=8)
+    with load(write_member(tmp_path, 4.0, description), threads=1) as bundle:
+        report = run_before(machine, bundle, folder, tmp_path / "s.csv")(deadline_s=20.0)
+    assert report.deadline is not None and report.deadline.left_s >= 0
+    assert sum(report.deadline.rows.values()) == len(lines_of(tmp_path / "s.csv")) == 60
+    assert report.deadline.rows["prior"] > 20
+    assert {line[4] for line in lines_of(tmp_path / "unfinished.csv")} == {"prior"}
+
+
+def test_wrong_priors(machine: Machine, ensemble: Ensemble, recordings: Path, tmp_path: Path) -> None:
+    run = run_before(machine, ensemble, recordings, tmp_path / "s.csv")
+    for options, says in (
+        ({"prior": 0.5}, "there is no deadline"),
+        ({"prior": {"c": 0.5}, "deadline_s": 9.0}, "`c`"),
+        ({"prior": float("nan"), "deadline_s": 9.0}, "finite"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            run(**options)
+
+
+def test_a_blend_of_some_is_the_blend_of_these(tmp_path: Path, rng: np.random.Generator) -> None:
+    for all_three in opened(tmp_path, blend=Mean(weights=(1.0, 2.0, 5.0))):
+        rows = rng.uniform(0.1, 1, (5, RATE_HZ)).astype(np.float32)
+        some, took_s = all_three.some_scores(
+            (rows,), (0, 2), unheard=np.zeros(2, np.float32), stopped=lambda: False, clock=lambda: 0.0
+        )
+        assert took_s == [0.0, 0.0]
+        np.testing.assert_allclose(some, rows[:, :2] * (1 * 1 + 5 * 4) / 6, rtol=1e-5)
+        none, _ = all_three.some_scores(
+            (rows,), (0, 2), unheard=np.zeros(2, np.float32), stopped=lambda: True, clock=lambda: 0.0
+        )
+        assert none is None
