@@ -171,15 +171,19 @@ class Pacer:
                 rows = min(at_hand, self._first_rows)
                 self._begun += rows
                 return Piece(0, rows)
-            decision = self._scheduler.decide(self._left(at_hand))
+            left = self._left(at_hand)
+            decision = self._scheduler.decide(left)
             self._latest = decision
-            if decision.rung is None:
-                self._is_over = True
-                return None
-            self._rung = decision.rung
             rows = at_hand
             if decision.rows < at_hand:
                 rows = min(at_hand, max(1, decision.rows // self._least_rows) * self._least_rows)
+            now_s = self._clock()
+            took_s = (decision.expected_end_s - now_s) * rows / left.rows
+            # A piece that would not end in time would keep the process from its end, and be lost.
+            if decision.rung is None or now_s + took_s > decision.stop_s:
+                self._is_over = True
+                return None
+            self._rung = decision.rung
             self._begun += rows
             return Piece(decision.rung, rows)
 

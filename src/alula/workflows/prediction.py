@@ -64,8 +64,10 @@ __all__ = [
     "run_over_files",
 ]
 
-# Reading headers may take this share of the time: they are what a guess of the work is made of, no more.
+# Reading headers may take this share of the time, and some even if there is none left: without them nobody
+# knows how many rows the output has.
 HEADERS_SHARE = 0.05
+HEADERS_LEAST_S = 1.0
 HEADERS_WAKE_S = 0.05
 
 
@@ -528,7 +530,7 @@ class _Deadline:
         lengths_s: dict[FileKey, float | None] = {task.key: None for task in tasks}
         if self._kind != "audio":
             return lengths_s
-        until_s = self.clock() + HEADERS_SHARE * max(0.0, self.at_s - self.clock())
+        until_s = self.clock() + max(HEADERS_LEAST_S, HEADERS_SHARE * (self.at_s - self.clock()))
         # Not a pool: its threads are waited for at the end, and one may hang in a disk.
         source = iter(tasks)
         turn = threading.Lock()
@@ -547,7 +549,8 @@ class _Deadline:
             threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
         waiting = self._threads
         since_s = time.monotonic()
-        while waiting and self.clock() < until_s and time.monotonic() - since_s < self.allowed_s:
+        limit_s = max(HEADERS_LEAST_S, self.allowed_s)
+        while waiting and self.clock() < until_s and time.monotonic() - since_s < limit_s:
             waiting -= left.acquire(timeout=HEADERS_WAKE_S)
         return dict(lengths_s)
 

@@ -136,6 +136,27 @@ def test_ranks_are_those_of_scipy(drawn: object) -> None:
         np.testing.assert_array_equal(blender.blend_class(place, columns), blended[:, place])
 
 
+@settings(max_examples=60, deadline=None)
+@given(drawn=members(), data=st.data())
+def test_some_members_blend_as_if_there_were_no_others(drawn: object, data: st.DataObject) -> None:
+    sets, values, general = drawn  # type: ignore[misc]
+    alignment = align_labels(sets, widths=[3] * len(sets))
+    places = sorted(data.draw(st.sets(st.integers(0, len(sets) - 1), min_size=1)))
+    some = Blender(Mean(weights=tuple(general)), alignment, members=places)
+    labels = alignment.labels or ()
+    heard = [any(general[place] > 0 and label in sets[place] for place in places) for label in labels]
+    assert some.heard.tolist() == heard
+    expected = by_formula(
+        labels,
+        [sets[place] for place in places],
+        [values[place] for place in places],
+        lambda _: [general[place] for place in places],
+        lambda x, w: weighted_mean(x, w) if sum(w) else 0.0,
+    )
+    got = some.blend([values[place] for place in places])
+    np.testing.assert_allclose(got[:, heard], expected[:, heard], rtol=RTOL, atol=1e-7)
+
+
 def test_ranks_of_many_columns_and_nan(rng: np.random.Generator) -> None:
     x = rng.integers(0, 20, (100, 11)).astype(np.float32)
     np.testing.assert_allclose(rank_shares(x), scipy.stats.rankdata(x, axis=0) / 100, rtol=1e-6)

@@ -88,6 +88,7 @@ def test_no_window_holds_only_what_was_covered(frames: int, expected: list[tuple
     features = AudioFeatures(AudioInput(sample_rate_hz=4, window_s=5.0, hop_s=2.5))
     got = [(window.start_s, window.end_s) for window in features.windows([noise(frames)], 4)]
     assert got == expected
+    assert features.spans(frames / 4) == expected
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])

@@ -83,6 +83,36 @@ def test_each_gets_the_bits_of_its_description_alone(
     assert all(row.end_s == row.start_s + 0.5 for row in rows)
 
 
+@settings(max_examples=60, deadline=None)
+@given(frames=st.integers(0, 3 * RATE_HZ), index=st.integers(0, len(SHARING) - 1))
+def test_spans_are_those_of_the_rows(frames: int, index: int) -> None:
+    features = SharedAudioFeatures([SHARING[index]])
+    rows = features.rows([noise(frames / RATE_HZ)], RATE_HZ) if frames else iter(())
+    assert features.spans(frames / RATE_HZ) == [(row.start_s, row.end_s) for row in rows]
+
+
+def test_what_nobody_wants_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = SharedAudioFeatures(SHARING)
+    wave = noise(2.2)
+    expected = list(features.rows([wave], RATE_HZ))
+    asked: list[int] = []
+    real = MelSpectrograms.transform_into
+
+    def counted(self: MelSpectrograms, samples: np.ndarray, outs: list[np.ndarray]) -> None:
+        asked.append(len(outs))
+        real(self, samples, outs)
+
+    monkeypatch.setattr(MelSpectrograms, "transform_into", counted)
+    chosen = [{0}, set(), set(range(len(SHARING))), {3}, {len(SHARING) - 1}]
+    rows = list(features.rows([wave], RATE_HZ, wanted=chosen.__getitem__))
+    assert [row[:2] for row in rows] == [row[:2] for row in expected]
+    for wanted, row, other in zip(chosen, rows, expected, strict=True):
+        for index in wanted:
+            np.testing.assert_array_equal(row.arrays[index], other.arrays[index])
+    shared = sum(1 for demand in SHARING if demand.description.mel is not None)  # type: ignore[union-attr]
+    assert sum(asked) < 3 * shared
+
+
 def test_rows_keep_their_arrays_when_the_next_one_comes() -> None:
     rows = list(SharedAudioFeatures([Demand(audio())]).rows([noise(2.0)], RATE_HZ))
     np.testing.assert_array_equal(np.concatenate([row.arrays[0] for row in rows]), noise(2.0)[:, 0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -46,6 +48,21 @@ def test_order_and_completeness(known: set[FileTask], seed: int, limit: int | No
         assert told == TASKS
         assert given_out == [task for task in TASKS if task not in known]
         assert list(backlog.ready()) == []
+
+
+@pytest.mark.parametrize("tasks", [TASKS, iter(TASKS)])
+def test_the_rest_is_everything_that_was_not_told(tasks: Iterable[FileTask]) -> None:
+    with tempfile.TemporaryDirectory() as name, Journal(Path(name) / "j", KEY) as journal:
+        backlog = Backlog(tasks, journal)
+        missing = backlog.missing()
+        do(journal, next(missing))
+        assert [task for task, _ in backlog.ready()] == TASKS[:1]
+        assert [next(missing), next(missing)] == TASKS[1:3]
+        do(journal, TASKS[2])
+        rest = list(backlog.rest())
+        assert [task for task, _ in rest] == TASKS[1:]
+        assert [task for task, kept in rest if kept is not None] == [TASKS[2]]
+        assert list(backlog.rest()) == []
 
 
 def test_tasks_are_read_as_they_are_asked_for() -> None:

@@ -264,6 +264,92 @@ def test_a_shape_that_is_known_before_is_that_of_every_row() -> None:
     assert "expected float32 of shape (2,)" in str(bench.errors[0])
 
 
+class Limit:
+    """A pace whose time is over when told so."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def over(self) -> bool:
+        return self.event.is_set()
+
+    def eta_s(self) -> float | None:
+        return 7.0
+
+    def rung(self) -> str | None:
+        return "one"
+
+
+def test_when_the_time_is_over_tasks_are_left_with_the_rows_that_they_have() -> None:
+    """Six rows each in batches of four: after two calls the second task has two rows."""
+    limit, stalled = Limit(), threading.Event()
+    calls: list[int] = []
+
+    def prepare(task: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        if task == 3:
+            stalled.wait(RENDEZVOUS_S)
+        for row in range(6):
+            yield row, (np.array([task, row], np.float32),)
+
+    def infer(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...] | None:
+        calls.append(len(batch[0]))
+        if limit.over():
+            return None
+        if len(calls) == 2:
+            limit.event.set()
+        return (batch[0] * 2,)
+
+    left: list[tuple[int, list[int], np.ndarray]] = []
+    done: list[int] = []
+    progress: list[Progress] = []
+    summary = run_job(
+        range(5),
+        prepare=prepare,
+        infer=infer,
+        emit=lambda task, keys, outputs: done.append(task),
+        fail=lambda task, error: None,
+        leave=lambda task, keys, outputs: left.append((task, keys, outputs[0])),
+        settings=Settings(batch_size=4),
+        cpu_budget=1,
+        ordered=False,
+        pace=limit,
+        progress=progress.append,
+    )
+    stalled.set()
+    assert (summary.stopped, summary.samples, done) == (True, 8, [0])
+    ((task, keys, outputs),) = left
+    assert (task, keys) == (1, [0, 1])
+    np.testing.assert_array_equal(outputs, [[2, 0], [2, 2]])
+    assert (progress[-1].eta_s, progress[-1].rung) == (7.0, "one")
+    for thread in threading.enumerate():
+        if thread.name.startswith("alula-"):
+            thread.join(RENDEZVOUS_S)
+
+
+def test_a_model_that_leaves_its_batch_because_the_time_is_over() -> None:
+    limit = Limit()
+
+    def infer(batch: tuple[np.ndarray, ...]) -> None:
+        limit.event.set()
+
+    left: list[object] = []
+    summary = run_job(
+        [3, 4],
+        prepare=lambda task: iter([(0, (np.float32(task),))]),
+        infer=infer,
+        emit=lambda *args: left.append(args),
+        fail=lambda *args: left.append(args),
+        leave=lambda *args: left.append(args),
+        settings=Settings(batch_size=2),
+        cpu_budget=1,
+        pace=limit,
+    )
+    assert (summary.stopped, summary.samples, left) == (True, 0, [])
+    for thread in threading.enumerate():
+        if thread.name.startswith("alula-"):
+            thread.join(RENDEZVOUS_S)
+
+
 def test_batches_cross_tasks() -> None:
     bench = Bench(Settings(instances=2, batch_size=32), 2)
     bench.check(tasks := simple([1] * 1000), bench.run(tasks))

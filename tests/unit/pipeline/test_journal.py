@@ -85,6 +85,26 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
         assert all(holds(kept, one) for one in results)
 
 
+def test_results_with_rungs_count_in_their_own_run_only(tmp_path: Path) -> None:
+    whole, short, untimed = result(0), result(1), result(2, timed=False, dtype="f2")
+    rungs = np.array([0, 3, 1], np.int16)
+    with Journal(tmp_path / "j", KEY) as kept:
+        keep(kept, whole)
+        for one in (short, untimed):
+            kept.keep(one.key, start_s=one.start_s, end_s=one.end_s, scores=one.scores, rungs=rungs)
+            assert holds(kept, one)
+            entry = kept.find(one.key)
+            assert entry is not None and entry.graded
+            np.testing.assert_array_equal(kept.rungs(entry), rungs)
+    with Journal(tmp_path / "j", KEY) as again:
+        assert (holds(again, whole), again.find(short.key), again.find(untimed.key)) == (True, None, None)
+        keep(again, short)
+    with Journal(tmp_path / "j", KEY) as third:
+        entry = third.find(short.key)
+        assert entry is not None and not entry.graded
+        assert holds(third, short)
+
+
 def test_a_long_file_is_read_back_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "BLOCK_VALUES", 21)
     one = result(1, rows=33)

@@ -124,10 +124,10 @@ def test_the_time_is_over_while_nothing_happens(clock: ScriptedClock) -> None:
 
 def test_jobs_that_know_nothing_of_costs_are_complete_in_time() -> None:
     outcomes, best = [], []
-    for seed in range(120):
+    for seed in range(30):
         draw = deadline_jobs.drawn(seed)
         outcomes.append(deadline_jobs.run_paced(draw))
         best.append(deadline_jobs.clairvoyant_score(draw))
         assert outcomes[-1].written_s <= draw.allowed_s, seed
     reached = np.mean([outcome.score for outcome in outcomes]) / np.mean(best)
-    assert reached > 0.92
+    assert reached > 0.94

@@ -55,7 +55,7 @@ class Machine:
     clock: ScriptedClock = field(default_factory=ScriptedClock)
     slow: Callable[[float], float] = lambda now_s: 1.0
     stalls: str | None = None
-    stalled_s: float = 0.0
+    stalls_until_s: float = 0.0
     released: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
 
@@ -76,7 +76,7 @@ class Machine:
 
             def timed_blocks() -> Iterator[np.ndarray]:
                 if path.name == self.stalls:
-                    self.clock.advance(self.stalled_s)
+                    self.clock.advance(self.stalls_until_s - self.clock.monotonic())
                     self.released.wait(30)
                 for block in blocks():
                     self.spend(DECODE_S)
@@ -244,7 +244,7 @@ def test_rows_without_time_hold_the_prior(
     run = run_before(machine, ensemble, recordings, output)
     report = run(deadline_s=22.0, prior={"b": 0.25})
     counts = check(report, whole, prior=(0.0, 0.25))
-    assert 40 < counts["prior"] < 110
+    assert 20 < counts["prior"] < 60
     # The cheapest member would need 24 s.
     assert counts["x1"] > 20
     assert report.job.stopped
@@ -256,9 +256,8 @@ def test_a_deadline_that_is_over_gives_the_prior_alone(
     machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
 ) -> None:
     calls = machine.calls
-    machine.clock.advance(10)
     report = run_before(machine, ensemble, recordings, tmp_path / "s.csv")(
-        deadline_s=2.0, since_s=0.0, prior=0.5
+        deadline_s=2.0, since_s=machine.clock.monotonic() - 10.0, prior=0.5
     )
     assert report.deadline is not None
     assert (report.deadline.rows, machine.calls) == ({"prior": 120}, calls)
@@ -293,7 +292,7 @@ def test_a_recording_of_hours_among_short_ones(
 def test_a_decoder_that_stalls_costs_its_own_rows(
     machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
 ) -> None:
-    machine.stalls, machine.stalled_s = "07.wav", 500.0
+    machine.stalls, machine.stalls_until_s = "07.wav", machine.clock.monotonic() + 398.0
     counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=400.0), whole)
     assert counts["prior"] >= 10
     assert counts["x1 + x2 + x4"] >= 40
@@ -312,7 +311,9 @@ def test_headers_that_lie_or_do_not_tell(
     said_s: float | None,
 ) -> None:
     real = prediction._duration_s
-    monkeypatch.setattr(prediction, "_duration_s", lambda path: said_s if path.name > "03" else real(path))
+    monkeypatch.setattr(
+        prediction, "_duration_s", lambda path: said_s if path.name > "03.wav" else real(path)
+    )
     run = run_before(machine, ensemble, recordings, tmp_path / "s.csv")
     # Enough time but for the longest guess, which is corrected by what files hold.
     assert check(run(deadline_s=300.0), whole)["x1 + x2 + x4"] > 60
@@ -334,7 +335,7 @@ def test_a_bundle_of_one_model_has_the_prior_only(machine: Machine, recordings: 
     assert report.deadline is not None and report.deadline.left_s >= 0
     rows = report.deadline.rows
     assert set(rows) == {"model", "prior"}
-    assert 30 < rows["model"] < 60
+    assert 30 < rows["model"] <= 60
     whole, got = rows_of(tmp_path / "whole.csv"), rows_of(tmp_path / "s.csv")
     listed = below(tmp_path / "unfinished.csv")
     assert list(got) == list(whole)
