@@ -148,7 +148,7 @@ class EnsembleSession:
             clock: seconds.
         """
         parts: list[Float32] = []
-        took_s = []
+        took_s: list[float] = []
         with self._lock:
             for place in chosen:
                 start_s = clock()

@@ -37,6 +37,10 @@ Prepare: TypeAlias = Callable[[T], Iterator[tuple[K, Arrays]]]
 PROGRESS_INTERVAL_S = 0.1
 # How often a waiting caller looks up to report progress inside a long task.
 PROGRESS_WAKE_S = 0.2
+# A prepare step of this length waits for a disk. In a job with a deadline others get its token then, and
+# another thread its place; so many times at most.
+STALL_S = 5.0
+MAX_STALLED = 16
 # What a model call that is under way when the time is over may still take to be counted. It leaves by itself
 # after the batch at hand; a thread that is stuck in a read is not waited for.
 LAST_CALL_S = 0.5
@@ -296,6 +300,7 @@ class _Run(Generic[T, K]):
         self._clock = clock
         self._pace = pace
         self._stopped = False
+        self._stalled = 0
         self._max_failures = max_failures
         self._schedule: Schedule[T, K] = Schedule(settings, cpu_budget, ordered=ordered, spec=row_spec)
         self._threads: list[threading.Thread] = []
@@ -320,9 +325,11 @@ class _Run(Generic[T, K]):
             source = iter(self._tasks)
             wake_s = None if self._progress is None and self._pace is None else PROGRESS_WAKE_S
             while not schedule.finished:
-                if self._pace is not None and self._pace.over():
-                    yield from self._leave()
-                    break
+                if self._pace is not None:
+                    if self._pace.over():
+                        yield from self._leave()
+                        break
+                    self._replace_stalled()
                 opened = schedule.take()
                 if opened is not None:
                     yield self._deliver(opened)
@@ -386,6 +393,12 @@ class _Run(Generic[T, K]):
             return
         self._schedule.exhaust()
 
+    def _replace_stalled(self) -> None:
+        if self._stalled < MAX_STALLED:
+            for _ in range(self._schedule.lend(self._clock() - STALL_S)):
+                self._stalled += 1
+                self._start_thread(self._prepare_tasks, f"alula-prepare-more-{self._stalled}")
+
     def _leave(self) -> Iterator[TaskResult[T, K]]:
         """End with the time: yield what there is of tasks that were begun."""
         schedule = self._schedule
@@ -394,7 +407,8 @@ class _Run(Generic[T, K]):
         self._stopped = True
         schedule.stop()
         until_s = time.monotonic() + LAST_CALL_S
-        for thread in self._threads[schedule.prepare_seats :]:
+        first = schedule.prepare_seats
+        for thread in self._threads[first : first + schedule.model_seats]:
             thread.join(max(0.0, until_s - time.monotonic()))
         for opened in schedule.leave():
             if opened.complete:
@@ -483,6 +497,7 @@ class _Run(Generic[T, K]):
         try:
             while True:
                 step: _Step[K] = _Step()
+                seat.since_s = self._clock()
                 try:
                     if rows is None:
                         rows = iter(self._prepare(opened.task))
@@ -491,6 +506,8 @@ class _Run(Generic[T, K]):
                     return error
                 except (OSError, MemoryError) as error:
                     return _data_error(opened.task, error)
+                finally:
+                    seat.since_s = None
                 if step.rows and (unfit := self._place(opened, step, seat)) is not None:
                     return unfit
                 if step.ended and not opened.rows and not self._schedule.stopped:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Generic, Protocol, TypeVar, final
 
 from alula.pipeline.deadline import Care, DeadlineScheduler, Decision, Reserve, Rung, StepTaken, WorkLeft
 from alula.pipeline.forecast import Finished, StageCost
 
 __all__ = ["Pace", "Pacer", "Piece"]
+
+K = TypeVar("K", bound=Hashable)
 
 # The first piece warms caches and engines up; later ones cost less by up to this share.
 _FIRST_SPREAD = 0.3
@@ -56,7 +58,7 @@ class Piece:
 
 
 @final
-class Pacer:
+class Pacer(Generic[K]):
     """Counts rows, measures pieces, and says on which rung the next one is computed. Thread-safe.
 
     Rows are counted from guesses, such as the lengths in the headers of recordings, which are corrected by
@@ -78,7 +80,7 @@ class Pacer:
 
     def __init__(
         self,
-        guesses: Mapping[Hashable, float | None],
+        guesses: Mapping[K, float | None],
         *,
         ladder: Callable[[Mapping[str, StageCost]], tuple[Sequence[Rung], Mapping[str, StageCost]]],
         cpus: int,
@@ -104,7 +106,7 @@ class Pacer:
         # Below one row would be no task.
         self._guesses = {task: max(1.0, mean if rows is None else rows) for task, rows in guesses.items()}
         self._unopened = sum(self._guesses.values())
-        self._open: dict[Hashable, int] = {}
+        self._open: dict[K, int] = {}
         self._closed_rows = 0
         self._closed_guesses = 0.0
         self._begun = 0
@@ -119,18 +121,18 @@ class Pacer:
 
     # What tasks hold.
 
-    def opened(self, task: Hashable) -> None:
+    def opened(self, task: K) -> None:
         """Take note that a task was begun."""
         with self._lock:
             self._unopened -= self._guesses[task]
             self._open[task] = 0
 
-    def seen(self, task: Hashable) -> None:
+    def seen(self, task: K) -> None:
         """Take note of one more row of an open task."""
         with self._lock:
             self._open[task] += 1
 
-    def closed(self, task: Hashable) -> None:
+    def closed(self, task: K) -> None:
         """Take note that an open task has no further rows, or has failed."""
         with self._lock:
             self._closed_rows += self._open.pop(task)

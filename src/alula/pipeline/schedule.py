@@ -167,10 +167,12 @@ class Batch(Generic[T, K]):
 class PrepareSeat(Generic[T, K]):
     """Where one prepare worker sleeps, and what it was given when it wakes."""
 
-    __slots__ = ("condition", "opened", "places", "rows")
+    __slots__ = ("condition", "has_lent", "opened", "places", "rows", "since_s")
 
     def __init__(self, lock: threading.Lock) -> None:
         self.condition = threading.Condition(lock)
+        self.since_s: float | None = None  # when the step at hand began, by the job's clock
+        self.has_lent = False
         self.opened: OpenTask[T, K] | None = None
         self.rows = 0
         self.places: list[tuple[Batch[T, K], Span[T, K]]] = []
@@ -231,6 +233,7 @@ class Schedule(Generic[T, K]):
         self._open: deque[OpenTask[T, K]] = deque()
         self._queue: deque[OpenTask[T, K]] = deque()
         self._preparing: set[int] = set()
+        self._seats: list[PrepareSeat[T, K]] = []
         self._admitted = 0
         self._exhausted = False
         self._held_bytes = 0
@@ -287,6 +290,28 @@ class Schedule(Generic[T, K]):
             self._dispatch()
             return opened
 
+    def lend(self, before_s: float) -> int:
+        """Let others have the tokens of prepare steps that began before a time; return how many.
+
+        Such a step waits for a disk: it computes nothing. No batch waits for its rows any more, and others
+        have their room; when they come after all, there are so many more than there should be.
+        """
+        count = 0
+        with self._lock:
+            for seat in self._seats:
+                opened, since_s = seat.opened, seat.since_s
+                if seat.has_lent or opened is None or since_s is None or since_s >= before_s:
+                    continue
+                seat.has_lent = True
+                self._preparing.discard(opened.index)
+                self._tokens += 1
+                self._room += seat.rows
+                seat.rows = 0
+                count += 1
+            if count:
+                self._dispatch()
+        return count
+
     def leave(self) -> list[OpenTask[T, K]]:
         """Return the tasks that were not delivered, in order, and forget them."""
         with self._lock:
@@ -316,7 +341,10 @@ class Schedule(Generic[T, K]):
 
     def prepare_seat(self) -> PrepareSeat[T, K]:
         """Return a seat for one prepare worker."""
-        return PrepareSeat(self._lock)
+        seat: PrepareSeat[T, K] = PrepareSeat(self._lock)
+        with self._lock:
+            self._seats.append(seat)
+        return seat
 
     def start(self, seat: PrepareSeat[T, K]) -> OpenTask[T, K] | None:
         """Wait for a task, a token and room for `seat.rows` rows; None when the job has stopped."""
@@ -411,7 +439,12 @@ class Schedule(Generic[T, K]):
         seat.places = []
         self._room += seat.rows
         seat.rows = 0
-        self._tokens += 1
+        if seat.has_lent:
+            seat.has_lent = False
+            if seat.opened is not None:
+                self._preparing.add(seat.opened.index)
+        else:
+            self._tokens += 1
 
     # What model threads use.
 
@@ -475,7 +508,7 @@ class Schedule(Generic[T, K]):
             model.batch = self._ready.popleft()
             model.condition.notify()
         self.model_waits = bool(self._ready and self._idle_models)
-        while not self.model_waits and self._tokens and self._room:
+        while not self.model_waits and self._tokens > 0 and self._room > 0:
             if self._resuming:
                 seat = self._resuming.popleft()
             elif self._idle_workers and self._may_start():

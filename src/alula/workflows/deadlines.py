@@ -187,7 +187,8 @@ class _EnsembleWays:
         self._prior = prior
         self._clock = clock
         self._names = [member.name for member in ensemble.manifest.members]
-        self.top = self._way(tuple(range(len(self._names))), every=1, score=1.0)
+        count = len(self._names)
+        self.top = self._way(tuple(range(count)), every=1, score=1 - 0.5**count)
 
     def _way(self, members: tuple[int, ...], *, every: int, score: float) -> Way:
         demands = frozenset(self.scorer.takes[place] for place in members)
@@ -226,10 +227,8 @@ class _EnsembleWays:
         if ensemble.manifest.ladder:
             return [self._declared(rung) for rung in ensemble.manifest.ladder]
         places = tuple(range(len(self._names)))
-        ways = [
-            self._way(places[:count], every=1, score=1 - 0.5**count) for count in range(len(places), 0, -1)
-        ]
-        ways[0] = self.top if len(ways) == 1 else ways[0]
+        fewer = range(len(places) - 1, 0, -1)
+        ways = [self.top, *(self._way(places[:count], every=1, score=1 - 0.5**count) for count in fewer)]
         last = ways[-1]
         most = most_sparse(ensemble.demands[ensemble.takes[0]], ensemble.manifest.steps)
         for every in sorted({2, most} if most > 1 else ()):
@@ -303,7 +302,7 @@ def pacer_of(
     deadline_s: float,
     reserve: Reserve,
     clock: Callable[[], float],
-) -> Pacer:
+) -> Pacer[FileKey]:
     """Return what paces a job; `ladder` is empty and gets the ways, the first one at once.
 
     Args:
@@ -352,7 +351,7 @@ class PacedJob:
         ways: Ways,
         ladder: Sequence[Way],
         *,
-        pacer: Pacer,
+        pacer: Pacer[FileKey],
         last_rows: Mapping[FileKey, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -439,7 +438,7 @@ class _Watch:
     """Watches one file being read: time of decoding, and what the next row is made for. One thread."""
 
     def __init__(
-        self, ladder: Sequence[Way], pacer: Pacer, *, last: int | None, clock: Callable[[], float]
+        self, ladder: Sequence[Way], pacer: Pacer[FileKey], *, last: int | None, clock: Callable[[], float]
     ) -> None:
         self.decode_s = 0.0
         self.rung = 0

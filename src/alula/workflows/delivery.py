@@ -139,7 +139,7 @@ class Delivery:
 
     def _write_ranked(self, ensemble: Ensemble, done: Sequence[tuple[FileTask, Kept | None]]) -> None:
         """Write a job whose blend needs all of its rows: column by column from the journal, then by file."""
-        there = [kept for _, kept in done if kept is not None]
+        there = [kept for _, kept in done if kept is not None and kept.rows]
         total = sum(kept.rows for kept in there)
         if not total:
             for task, kept in done:

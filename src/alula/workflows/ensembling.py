@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -47,6 +48,7 @@ from alula.features import (
     make_features,
 )
 from alula.hardware import thread_budget
+from alula.pipeline import RowSpec
 from alula.postprocess import PostProcessing, Track, apply_steps, central_maximum, needs_times
 from alula.workflows.running import (
     Bundle,
@@ -58,7 +60,7 @@ from alula.workflows.running import (
     load_bundle,
     map_files,
 )
-from alula.workflows.samples import Decoding
+from alula.workflows.samples import Decoding, spec_of
 
 __all__ = ["Ensemble", "load", "make_ensemble", "most_sparse"]
 
@@ -310,6 +312,7 @@ class _SharedReader:
     """Turns files into rows for all members; each file is decoded once. Thread-safe, one call per file."""
 
     def __init__(self, demands: Sequence[Demand]) -> None:
+        self._demands = demands
         self._audio: SharedAudioFeatures | None = None
         self._images: list[ImageFeatures] = []
         self._arrays: list[ArrayFeatures] = []
@@ -341,6 +344,13 @@ class _SharedReader:
                 except DataError as error:
                     raise DataError(path, error.reason) from error
                 yield (None, None), arrays
+
+    @functools.cached_property
+    def row_spec(self) -> RowSpec | None:
+        if self._arrays:
+            return None
+        made = (make_features(demand.description) for demand in self._demands)
+        return spec_of(each.sample_shape for each in made if not isinstance(each, ArrayFeatures))
 
     def spans(self, duration_s: float | None) -> list[Key] | None:
         if self._audio is None:
@@ -473,6 +483,11 @@ class Ensemble:
             DataError: the file cannot be read, now or further on.
         """
         return self._reader.rows(path, decoding=decoding, wanted=wanted)
+
+    @property
+    def row_spec(self) -> RowSpec | None:
+        """Shape and type of the arrays of a row; None where the descriptions leave them open."""
+        return self._reader.row_spec
 
     def spans(self, duration_s: float | None) -> list[Key] | None:
         """Return where the rows of a file lie, without reading it; None where that cannot be told.

@@ -378,18 +378,20 @@ def _run_before(
         listed=listed,
         guesses_rows=deadline.guesses_rows,
     )
+    # Known before the first row is, or all would wait for the first file, which may lie on a disk that hangs.
+    spec = row_spec or bundle.row_spec
     backlog = Backlog(tasks, journal)
     delivery = Delivery(bundle, backlog, journal, sink=sink, report=report, late=late)
 
     def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
-        if paced.is_whole(task, outputs[1]):
+        if paced.is_whole(task, np.asarray(outputs[1], np.int16)):
             keep(journal, task, keys, outputs)
         else:
             leave(task, keys, outputs)
         delivery.write_some()
 
     def leave(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
-        scores, rungs = outputs
+        scores, rungs = outputs[0], np.asarray(outputs[1], np.int16)
         there = rungs >= 0
         if there.any():
             start_s, end_s = bounds_s([key for key, is_there in zip(keys, there, strict=True) if is_there])
@@ -412,7 +414,7 @@ def _run_before(
         total_tasks=missing,
         clock=clock,
         ordered=False,
-        row_spec=None if row_spec is None else (*row_spec, ((), np.dtype(np.int16))),
+        row_spec=None if spec is None else (*spec, ((), np.dtype(np.int16))),
         pace=pacer,
     )
     delivery.write_rest()

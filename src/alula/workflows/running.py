@@ -26,6 +26,7 @@ from alula.pipeline import (
     JobKey,
     Journal,
     Kept,
+    RowSpec,
     file_key,
     iter_job,
 )
@@ -284,6 +285,11 @@ class Bundle:
         """
         for piece in self._reader.pieces(path, decoding=decoding):
             yield (piece.start_s, piece.end_s), piece.arrays
+
+    @property
+    def row_spec(self) -> RowSpec | None:
+        """Shape and type of the arrays of a row; None where the description leaves them open."""
+        return self._reader.row_spec
 
     def spans(self, duration_s: float | None) -> list[Key] | None:
         """Return where the rows of a file lie, without reading it; None where that cannot be told.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,9 @@ from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription
 from alula.data import Samples, open_audio, read_array, read_image
 from alula.errors import DataError
 from alula.features import ArrayFeatures, AudioFeatures, ImageFeatures, make_features
+from alula.pipeline import RowSpec
 
-__all__ = ["Decoding", "FileReader", "Materialized", "Piece", "default_description", "materialize"]
+__all__ = ["Decoding", "FileReader", "Materialized", "Piece", "default_description", "materialize", "spec_of"]
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -76,6 +77,12 @@ class FileReader:
                 for array in decoding(map(read_array, [path])):
                     yield Piece(None, None, (_described(path, features, array),))
 
+    @property
+    def row_spec(self) -> RowSpec | None:
+        """Shape and type of the arrays of a row; None where the description leaves them open."""
+        features = self._features
+        return None if isinstance(features, ArrayFeatures) else spec_of([features.sample_shape])
+
     def spans(self, duration_s: float | None) -> list[tuple[float | None, float | None]] | None:
         """Return where the pieces of a file lie, without reading it; None where that cannot be told.
 
@@ -85,6 +92,11 @@ class FileReader:
         if not isinstance(self._features, AudioFeatures):
             return [(None, None)]
         return None if duration_s is None else list(self._features.spans(duration_s))
+
+
+def spec_of(shapes: Iterable[tuple[int, ...]]) -> RowSpec:
+    """Return the shapes and types of arrays of features, all of them float32."""
+    return tuple((shape, np.dtype(np.float32)) for shape in shapes)
 
 
 def _described(path: Path, features: ArrayFeatures, array: NDArray[Any]) -> NDArray[Any]:

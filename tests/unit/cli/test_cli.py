@@ -259,6 +259,9 @@ def test_predict_detections_of_a_shard(run: Run, bundle: Path, recordings: Path,
         (("--threshold", "0.5"), "holds every score"),
         (("--top-k", "0", "--format", "raven"), "expected at least 1"),
         (("--format", "rave"), "'raven'"),
+        (("--deadline", "soon"), "is no duration"),
+        (("--prior", "0.5"), "there is no deadline"),
+        (("--prior", "nan", "--deadline", "9h"), "expected a finite score"),
     ],
 )
 def test_wrong_options_of_predict(
@@ -266,6 +269,29 @@ def test_wrong_options_of_predict(
 ) -> None:
     assert says in failed(run("predict", bundle, recordings, "-o", tmp_path / "s.csv", *options), 2)
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_predict_before_a_deadline(run: Run, bundle: Path, recordings: Path, tmp_path: Path) -> None:
+    output, prior = tmp_path / "s.csv", tmp_path / "prior.csv"
+    prior.write_text(f"label,score\n{SONGS[1]},0.25\n")
+    args = ("predict", bundle, recordings, "-o", output, "--threads", 1)
+    # The process of the tests runs for longer than this.
+    late = run(*args, "--deadline", "10ms", "--prior", prior, "--json")
+    assert late.code == 3
+    assert late.document["deadline"]["rows"] == {"prior": 4}
+    assert late.document["deadline"]["left_s"] < 0
+    rows = [line.split(",")[3:] for line in output.read_text().splitlines()[1:]]
+    assert rows == [["0.0" if song != SONGS[1] else "0.25" for song in SONGS]] * 4
+    assert len((tmp_path / "unfinished.csv").read_text().splitlines()) == 3
+    drawn = run(*args, "--deadline", "10ms")
+    assert "4 with prior" in drawn.out
+    assert "unfinished.csv lists the rows" in drawn.out
+    done = run(*args, "--deadline", "10h")
+    assert (done.code, "s before it; 36000 s were allowed" in done.out) == (0, True)
+    assert not (tmp_path / "unfinished.csv").exists()
+    before = output.read_bytes()
+    assert run(*args).code == 0
+    assert output.read_bytes() == before
 
 
 def test_inputs_that_fail_end_with_3_and_a_report(

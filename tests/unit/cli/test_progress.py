@@ -7,8 +7,9 @@ import io
 from rich.console import Console
 
 from alula.cli.options import Screen
-from alula.cli.progress import SearchProgress
+from alula.cli.progress import SearchProgress, job_progress
 from alula.core import Failed, Recipe, Rejected
+from alula.pipeline import Progress
 
 RECIPE = Recipe("openvino", "int8", "nncf")
 
@@ -20,6 +21,17 @@ def told(*outcomes: Failed | Rejected, verbose: bool = False) -> list[str]:
     for outcome in outcomes:
         progress.outcome(outcome)
     return [line.strip() for line in text.getvalue().splitlines()]
+
+
+def test_a_job_tells_the_forecast_and_the_rung() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    progress = Progress(
+        tasks_done=3, tasks_failed=1, total_tasks=9, samples=60, elapsed_s=30.0, eta_s=65.0, rung="a + b"
+    )
+    with job_progress(Screen(json=False, quiet=False, verbose=False, out=console, err=console)) as show:
+        show(progress)
+    assert text.getvalue().strip() == "4 of 9 files, 2 samples/s, 1:05 left, with a + b"
 
 
 def test_a_recipe_is_out_for_one_of_three_reasons() -> None:

@@ -326,6 +326,43 @@ def test_when_the_time_is_over_tasks_are_left_with_the_rows_that_they_have() -> 
             thread.join(RENDEZVOUS_S)
 
 
+def test_a_task_that_waits_for_a_disk_holds_none_of_the_others_back() -> None:
+    limit, stalled = Limit(), threading.Event()
+    now_s = [0.0]
+
+    def prepare(task: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        if task == 1:
+            now_s[0] += jobs.STALL_S + 1
+            stalled.wait(RENDEZVOUS_S)
+        yield 0, (np.float32(task),)
+
+    done: list[int] = []
+
+    def emit(task: int, *_: object) -> None:
+        done.append(task)
+        if len(done) == 5:
+            limit.event.set()
+
+    summary = run_job(
+        range(6),
+        prepare=prepare,
+        infer=lambda batch: (batch[0],),
+        emit=emit,
+        fail=lambda *args: None,
+        settings=Settings(),
+        cpu_budget=1,
+        ordered=False,
+        pace=limit,
+        clock=lambda: now_s[0],
+    )
+    stalled.set()
+    assert summary.stopped
+    assert sorted(done) == [0, 2, 3, 4, 5]
+    for thread in threading.enumerate():
+        if thread.name.startswith("alula-"):
+            thread.join(RENDEZVOUS_S)
+
+
 def test_a_model_that_leaves_its_batch_because_the_time_is_over() -> None:
     limit = Limit()
 

@@ -34,7 +34,7 @@ def clock() -> ScriptedClock:
 
 def pacer_of(
     clock: ScriptedClock, told: Told, guesses: Mapping[int, float | None], *, deadline_s: float = 100.0
-) -> Pacer:
+) -> Pacer[int]:
     return Pacer(
         guesses,
         ladder=told,
@@ -47,7 +47,7 @@ def pacer_of(
     )
 
 
-def compute(pacer: Pacer, clock: ScriptedClock, rows: int, costs: Mapping[str, float]) -> None:
+def compute(pacer: Pacer[int], clock: ScriptedClock, rows: int, costs: Mapping[str, float]) -> None:
     """Take note of rows that were computed at these costs."""
     clock.advance(rows * sum(costs.values()))
     pacer.finished({stage: Finished(float(rows), rows * cost) for stage, cost in costs.items()})
