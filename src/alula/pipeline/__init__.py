@@ -40,7 +40,7 @@ from alula.pipeline.schedule import RowSpec, row_limit
 from alula.pipeline.shards import Shard, parse_shard, shard_of
 from alula.pipeline.sinks import CsvSink, ErrorReport, ParquetPartsSink, ParquetSink, Row, Sink
 from alula.pipeline.submission import BirdclefSink, SampleSubmission, read_sample_submission
-from alula.pipeline.unfinished import Stretch, UnfinishedList
+from alula.pipeline.unfinished import Stretch, UnfinishedList, forget_unfinished
 from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "columns_of",
     "complete",
     "file_key",
+    "forget_unfinished",
     "iter_job",
     "journal_folder",
     "parse_shard",

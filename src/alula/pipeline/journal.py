@@ -116,7 +116,8 @@ class Kept:
         shape: of the scores of one row.
         dtype: of the scores, in NumPy's short form.
         timed: whether rows have times.
-        graded: whether rows have rungs: time was short, and rows may be missing.
+        graded: whether rows have rungs, because time was short.
+        ended: whether all rows of the file are there.
         at: where the payload begins.
     """
 
@@ -126,6 +127,7 @@ class Kept:
     dtype: str
     timed: bool
     graded: bool
+    ended: bool
     at: int
 
 
@@ -162,6 +164,7 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         path: see `FileKey`, as are the next two.
         reason: why the file failed.
         graded: whether rows have rungs.
+        ended: whether all rows of the file are there.
         lasting: whether later runs take it as it is: all its rows on the first rung, or a failure that would
             come again as long as the file is not changed.
     """
@@ -174,6 +177,7 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str = ""
     timed: bool = False
     graded: bool = False
+    ended: bool = True
     reason: bytes | None = None
     lasting: bool = True
 
@@ -282,6 +286,7 @@ class Journal:
         end_s: Times | None,
         scores: npt.NDArray[Any],
         rungs: npt.NDArray[np.int16] | None = None,
+        ended: bool = True,
     ) -> None:
         """Append the scores of a file, all or none of them.
 
@@ -290,8 +295,9 @@ class Journal:
             start_s: where windows start, shape (n,); None for images and arrays.
             end_s: where they end, likewise.
             scores: shape (n, ...).
-            rungs: how each row was computed, shape (n,), where time was short; rows may be missing then, and
-                only this run takes the scores as they are. None where all is as it should be.
+            rungs: how each row was computed, shape (n,), where time was short; only this run takes the scores
+                as they are. None where all is as it should be.
+            ended: whether all rows of the file are there.
 
         Raises:
             JobError: when they cannot be written.
@@ -308,6 +314,7 @@ class Journal:
             dtype=scores.dtype.str,
             timed=start_s is not None,
             graded=rungs is not None,
+            ended=ended,
             lasting=rungs is None,
         )
         at = self._append(msgspec.json.encode(note), [part.reshape(-1).view(np.uint8) for part in parts])
@@ -525,6 +532,7 @@ def _noted(note: _Note, at: int) -> Kept:
         dtype=note.dtype,
         timed=note.timed,
         graded=note.graded,
+        ended=note.ended,
         at=at,
     )
 

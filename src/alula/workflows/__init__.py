@@ -1,10 +1,10 @@
 """Where the concerns meet: optimize, load and predict, bench, report, survey, doctor."""
 
 from alula.workflows.benching import BenchReport, BenchRow, bench
-from alula.workflows.deadlines import DeadlineReport
 from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble
+from alula.workflows.lateness import DeadlineReport
 from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report

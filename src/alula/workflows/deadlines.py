@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from alula.bundle import DeclaredRung
 from alula.engines import Arrays
-from alula.errors import JobError, UsageError, closest
 from alula.pipeline import (
     FileKey,
     FileTask,
@@ -23,29 +21,12 @@ from alula.pipeline import (
     Reserve,
     Rung,
     StageCost,
-    StepTaken,
-    Stretch,
-    UnfinishedList,
-    complete,
 )
 from alula.workflows.ensembling import Ensemble, most_sparse
-from alula.workflows.running import Bundle, Key, Scorer, bounds_s
+from alula.workflows.running import Bundle, Key, Scorer
 from alula.workflows.samples import Decoding
 
-__all__ = [
-    "PRIOR",
-    "DeadlineReport",
-    "Late",
-    "PacedJob",
-    "Way",
-    "filled_rows",
-    "pacer_of",
-    "prior_of",
-    "reserve_of",
-    "ways_of",
-]
-
-PRIOR = "prior"
+__all__ = ["PacedJob", "Way", "Ways", "pacer_of", "reserve_of", "ways_of"]
 
 # Writing a table: formatting a score takes 60 to 100 ns on a 2.5 GHz Xeon, ranking one of a member about as
 # much. The scheduler takes three to six times of this, as the machine may be slower while it writes.
@@ -406,8 +387,10 @@ class PacedJob:
                 break
             done: dict[str, Finished] = {}
             on = np.array([self._fitting(piece.rung, int(floor)) for floor in floors[at : at + piece.rows]])
-            for rung in np.unique(on):
-                rows = at + np.flatnonzero(on == rung)
+            alike = np.unique(on)
+            for rung in alike:
+                # All of one rung, as nearly always, are not copied.
+                rows = slice(at, at + piece.rows) if len(alike) == 1 else at + np.flatnonzero(on == rung)
                 part = tuple(array[rows] for array in arrays)
                 found, busy_s = self._ways.scores(part, self._ladder[rung], stopped=self._pacer.over)
                 if found is None:
@@ -417,7 +400,7 @@ class PacedJob:
                 scores[rows], rungs[rows] = found, rung
                 for stage, seconds in busy_s.items():
                     before = done.get(stage, Finished(0.0, 0.0))
-                    done[stage] = Finished(before.units + len(rows), before.busy_s + seconds)
+                    done[stage] = Finished(before.units + len(found), before.busy_s + seconds)
             self._pacer.finished(done)
             at += piece.rows
         return None if scores is None else (scores, rungs)
@@ -463,206 +446,3 @@ class _Watch:
         # The last row covers the end. Where it is not known which one that is, none is left out.
         self.leaves_out = bool(index % way.every) and self._last is not None and index < self._last
         return () if self.leaves_out else way.demands
-
-
-class DeadlineReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a deadline did to a job.
-
-    Attributes:
-        allowed_s: seconds from the start of the command to the deadline.
-        left_s: of them, left when the output was there; below 0 if the deadline was missed.
-        rows: rows of the output by rung, the first one first; `prior` for those that were filled.
-        steps: changes of rung, in order.
-        unfinished: list of the rows that were not computed on the first rung; None where all were.
-        guessed_files: files that were not opened and whose header does not tell their length, so that how
-            many rows they have is a guess.
-    """
-
-    allowed_s: float
-    left_s: float
-    rows: dict[str, int]
-    steps: tuple[StepTaken, ...]
-    unfinished: str | None
-    guessed_files: int
-
-    @property
-    def filled(self) -> int:
-        """Rows that hold the prior."""
-        return self.rows.get(PRIOR, 0)
-
-
-@final
-class Late:
-    """What becomes of rows that there was no time for. Belongs to one thread.
-
-    Args:
-        scorer: what runs.
-        ladder: the ways to compute a row, the first one first; it may still be declared.
-        prior: a row that was not computed.
-        durations_s: of recordings, by key of the file; None where it is a guess.
-        guess_s: gives the guess for a file.
-        listed: gets the rows that were not computed on the first rung.
-        guesses_rows: whether rows of files of unknown length are written; where the table knows its rows, as
-            a sample submission does, it fills them.
-    """
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        *,
-        ladder: Sequence[Way],
-        prior: NDArray[np.float32],
-        durations_s: Mapping[FileKey, float | None],
-        guess_s: Callable[[FileTask], float],
-        listed: UnfinishedList,
-        guesses_rows: bool = True,
-    ) -> None:
-        self.prior = prior
-        self.guessed_files = 0
-        self.rows: dict[str, int] = {}
-        self._scorer = scorer
-        self._ladder = ladder
-        self._durations_s = durations_s
-        self._guess_s = guess_s
-        self._listed = listed
-        self._guesses_rows = guesses_rows
-
-    @property
-    def names(self) -> list[str]:
-        """Of the rungs."""
-        return [way.name for way in self._ladder]
-
-    def expected(self, task: FileTask) -> list[Key]:
-        """Return where the rows of a file lie, as far as its header tells, or as its size lets guess."""
-        spans = self._scorer.spans(self._durations_s.get(task.key))
-        if spans is None:
-            self.guessed_files += 1
-            spans = self._scorer.spans(self._guess_s(task)) if self._guesses_rows else []
-        return spans or []
-
-    def note(self, path: str, stretch: Stretch) -> None:
-        """Take note of rows that were not computed on the first rung."""
-        self._listed.add(path, stretch)
-        self.rows[stretch.rung] = self.rows.get(stretch.rung, 0) + stretch.rows
-
-    def count(self, rows: int) -> None:
-        """Take note of rows that were computed on the first rung."""
-        name = self._ladder[0].name
-        self.rows[name] = self.rows.get(name, 0) + rows
-
-    def rows_by_rung(self) -> dict[str, int]:
-        """Return how many rows were written on which rung, the first one first, the prior last."""
-        order = [*self.names, PRIOR]
-        return {name: self.rows[name] for name in order if self.rows.get(name)}
-
-
-def prior_of(
-    given: float | Mapping[str, float] | None, *, labels: Sequence[str] | None, shape: tuple[int, ...] | None
-) -> NDArray[np.float32]:
-    """Return what a row holds that there was no time for.
-
-    Args:
-        given: one score for all, or one by label, those that are not named get 0; None is 0.
-        labels: of the columns.
-        shape: of a row of scores; None where it is not known.
-
-    Raises:
-        UsageError: there is no such label, or a score is no number.
-    """
-    if isinstance(given, Mapping):
-        if labels is None:
-            raise UsageError(
-                "A prior by label was given, and the bundle has no labels; expected one number. Make the "
-                "bundle with `--labels`."
-            )
-        for label in given:
-            if label not in labels:
-                raise UsageError(f"The prior names `{label}`, which is no label.{closest(label, labels)}")
-        prior = np.array([given.get(label, 0.0) for label in labels], np.float32)
-    else:
-        size = shape if labels is None else (len(labels),)
-        if size is None:
-            raise UsageError(
-                "How many scores a row has cannot be told before it is computed, so a deadline cannot "
-                "promise whole rows. Make the bundle with `--labels`."
-            )
-        prior = np.full(size, 0.0 if given is None else given, np.float32)
-    if not np.isfinite(prior).all():
-        raise UsageError("The prior holds what is no number; expected a finite score for every label.")
-    return prior
-
-
-def filled_rows(
-    scorer: Scorer,
-    expected: Sequence[Key],
-    *,
-    computed: tuple[list[Key], NDArray[Any], NDArray[np.int16]] | None,
-    names: Sequence[str],
-    prior: NDArray[np.float32],
-) -> tuple[list[Key], NDArray[Any], list[Stretch]]:
-    """Return all rows of a file as they are delivered, and what was not computed on the first rung.
-
-    Rows that follow from computed ones are theirs, after the scorer's steps; all others hold the prior.
-
-    Args:
-        scorer: what runs.
-        expected: where the rows of the file lie, as far as is known.
-        computed: keys, scores (n, ...) and rungs (n,) of rows, n at least 1; None for none.
-        names: of the rungs.
-        prior: a row of scores as they are delivered.
-
-    Returns:
-        Keys, scores and stretches of rows.
-
-    Raises:
-        JobError: a computed row has another shape than the prior.
-    """
-    keys: list[Key] = []
-    scores: NDArray[Any] = np.zeros((0, *prior.shape), np.float32)
-    rungs = np.zeros(0, np.int16)
-    spans: list[Key] = []
-    if computed is not None:
-        spans, given, rungs = computed
-        keys, (scores,) = scorer.finished(spans, (given,))
-        if scores.shape[1:] != prior.shape:
-            raise JobError(
-                f"{scorer.path.name} gave scores of shape {scores.shape[1:]} per row; expected "
-                f"{prior.shape}, as its labels say."
-            )
-    together = sorted(set(expected) | set(spans), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
-    if scorer.needs_whole_files:
-        # The steps say where the rows lie that come out; what they do with scores of 0 does not matter.
-        together, _ = scorer.finished(together, (np.zeros((len(together), *prior.shape), np.float32),))
-        together = sorted(set(together) | set(keys), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
-    done = complete(together, dict(zip(keys, scores, strict=True)), prior)
-    missing = set(done.filled)
-    below = _rungs_of(keys, spans, rungs)
-    found = [names[below[key]] if key not in missing else PRIOR for key in together]
-    return together, done.outputs, _stretches(together, found, first=names[0])
-
-
-def _rungs_of(keys: Sequence[Key], spans: Sequence[Key], rungs: NDArray[np.int16]) -> dict[Key, int]:
-    """Return the lowest rung of the windows that each delivered row follows from."""
-    if not spans:
-        return {}
-    start_s, end_s = bounds_s(spans)
-    if start_s is None or end_s is None:
-        return dict.fromkeys(keys, int(rungs.max()))
-    return {
-        key: int(rungs[(start_s < (key[1] or 0.0)) & (end_s > (key[0] or 0.0))].max(initial=0))
-        for key in keys
-    }
-
-
-def _stretches(keys: Sequence[Key], rungs: Sequence[str], *, first: str) -> list[Stretch]:
-    """Return neighbouring rows of one rung together, those on the first rung left out."""
-    found: list[Stretch] = []
-    before = first
-    for (start_s, end_s), rung in zip(keys, rungs, strict=True):
-        if rung == before and found and rung != first:
-            last = found[-1]
-            found[-1] = last._replace(end_s=end_s, rows=last.rows + 1)
-        elif rung != first:
-            found.append(Stretch(start_s, end_s, 1, rung))
-        before = rung
-    return found

@@ -24,8 +24,8 @@ from alula.pipeline import (
     Row,
     Sink,
 )
-from alula.workflows.deadlines import Late, filled_rows
 from alula.workflows.ensembling import Ensemble
+from alula.workflows.lateness import Late, filled_rows
 from alula.workflows.running import Bundle, Key, kept_rows, keys_of
 
 __all__ = ["Delivery"]
@@ -118,7 +118,7 @@ class Delivery:
         rungs = None if kept is None else self._journal.rungs(kept)
         keys, scores, stretches = filled_rows(
             self._scorer,
-            late.expected(task),
+            [] if kept is not None and kept.ended else late.expected(task),
             computed=None if computed is None or rungs is None else (*computed, rungs),
             names=late.names,
             prior=late.prior,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription
-from alula.data import Kind, find_inputs, open_audio
+from alula.data import Kind, find_inputs
 from alula.engines import Arrays
-from alula.errors import AlulaError, DataError, JobError, UsageError
+from alula.errors import AlulaError, JobError, UsageError
 from alula.hardware import disk_full
 from alula.pipeline import (
     Backlog,
@@ -35,24 +32,24 @@ from alula.pipeline import (
     TableOptions,
     UnfinishedList,
     file_key,
+    forget_unfinished,
     journal_folder,
     read_sample_submission,
     run_job,
     shard_of,
     sink_for,
 )
-from alula.workflows.deadlines import (
-    DeadlineReport,
-    Late,
-    PacedJob,
-    Way,
-    pacer_of,
-    prior_of,
-    reserve_of,
-    ways_of,
-)
+from alula.workflows.deadlines import PacedJob, Way, pacer_of, reserve_of, ways_of
 from alula.workflows.delivery import Delivery
 from alula.workflows.ensembling import Ensemble
+from alula.workflows.lateness import (
+    Deadline,
+    DeadlineReport,
+    Late,
+    duration_s,
+    guess_by_size,
+    prior_of,
+)
 from alula.workflows.running import Bundle, Key, bounds_s, job_key, keep
 
 __all__ = [
@@ -63,12 +60,6 @@ __all__ = [
     "predict",
     "run_over_files",
 ]
-
-# Reading headers may take this share of the time, and some even if there is none left: without them nobody
-# knows how many rows the output has.
-HEADERS_SHARE = 0.05
-HEADERS_LEAST_S = 1.0
-HEADERS_WAKE_S = 0.05
 
 
 class PredictionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,7 +202,7 @@ def predict(
     folder = journal_folder(target)
     deadline = None
     if deadline_s is not None:
-        deadline = _Deadline(
+        deadline = Deadline(
             at_s=start_s + deadline_s,
             allowed_s=deadline_s,
             kind=kind,
@@ -240,8 +231,8 @@ def predict(
             resumed = sum(journal.find(task.key) is not None for task in tasks)
             missing = len(tasks) - resumed
             late = None
-            listed = UnfinishedList(default_list(target, shard), drafts=folder)
-            with sink, ErrorReport(report_path) as report, listed:
+            list_path = default_list(target, shard)
+            with sink, ErrorReport(report_path) as report:
                 row_spec = _row_spec(bundle, everything)
                 if deadline is None:
                     job = _run_and_write(
@@ -254,20 +245,22 @@ def predict(
                         row_spec=row_spec,
                         progress=progress,
                     )
+                    forget_unfinished(list_path)
                 else:
-                    job, late = _run_before(
-                        bundle,
-                        tasks,
-                        deadline,
-                        journal=journal,
-                        sink=sink,
-                        report=report,
-                        listed=listed,
-                        missing=missing,
-                        row_spec=row_spec,
-                        progress=progress,
-                    )
-            if not listed.lines:
+                    with UnfinishedList(list_path, drafts=folder) as listed:
+                        job, late = _run_before(
+                            bundle,
+                            tasks,
+                            deadline,
+                            journal=journal,
+                            sink=sink,
+                            report=report,
+                            listed=listed,
+                            missing=missing,
+                            row_spec=row_spec,
+                            progress=progress,
+                        )
+            if late is None or late.unfinished is None:
                 journal.finish()
     except JobError as error:
         full = disk_full(error, what="the output", path=target, resumes=True)
@@ -332,7 +325,7 @@ def _run_and_write(
 def _run_before(
     bundle: Bundle | Ensemble,
     tasks: Sequence[FileTask],
-    deadline: _Deadline,
+    deadline: Deadline,
     *,
     journal: Journal,
     sink: Sink,
@@ -374,7 +367,7 @@ def _run_before(
         ladder=ladder,
         prior=deadline.prior,
         durations_s=lengths,
-        guess_s=_guess_by_size(lengths),
+        guess_s=guess_by_size(lengths),
         listed=listed,
         guesses_rows=deadline.guesses_rows,
     )
@@ -387,15 +380,25 @@ def _run_before(
         if paced.is_whole(task, np.asarray(outputs[1], np.int16)):
             keep(journal, task, keys, outputs)
         else:
-            leave(task, keys, outputs)
+            keep_graded(task, keys, outputs, ended=True)
         delivery.write_some()
 
     def leave(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        keep_graded(task, keys, outputs, ended=False)
+
+    def keep_graded(task: FileTask, keys: list[Key], outputs: Arrays, *, ended: bool) -> None:
         scores, rungs = outputs[0], np.asarray(outputs[1], np.int16)
         there = rungs >= 0
         if there.any():
             start_s, end_s = bounds_s([key for key, is_there in zip(keys, there, strict=True) if is_there])
-            journal.keep(task.key, start_s=start_s, end_s=end_s, scores=scores[there], rungs=rungs[there])
+            journal.keep(
+                task.key,
+                start_s=start_s,
+                end_s=end_s,
+                scores=scores[there],
+                rungs=rungs[there],
+                ended=ended and bool(there.all()),
+            )
 
     def fail(task: FileTask, error: AlulaError) -> None:
         journal.keep_failure(task.key, str(task), error)
@@ -441,13 +444,6 @@ def _long_ones_first(
     return sorted(given, key=lambda task: (rows.get(task.key) or 0) <= most)
 
 
-def _guess_by_size(lengths_s: Mapping[FileKey, float | None]) -> Callable[[FileTask], float]:
-    """Return what guesses how long a recording is from its size, as others of the job tell."""
-    known = [(key.size_bytes, length_s) for key, length_s in lengths_s.items() if length_s]
-    per_byte = sum(length_s for _, length_s in known) / max(1, sum(size for size, _ in known))
-    return lambda task: max(1e-3, per_byte * max(0, task.key.size_bytes))
-
-
 def _row_spec(bundle: Bundle | Ensemble, files: Sequence[Path]) -> RowSpec | None:
     """Return the shape and type that all rows must have where the description leaves them open.
 
@@ -475,86 +471,15 @@ def _recordings(description: InputDescription, files: Sequence[Path]) -> Recordi
         root=Path(os.path.commonpath([os.path.abspath(path.parent) for path in files])),  # noqa: PTH100
         low_hz=0.0 if mel is None else mel.f_min_hz,
         high_hz=description.sample_rate_hz / 2 if high_hz is None else high_hz,
-        duration_s=_duration_s,
+        duration_s=duration_s,
     )
-
-
-def _duration_s(path: str | Path) -> float | None:
-    """Return how long a recording is by its header; None where it does not tell, or cannot be read."""
-    try:
-        return open_audio(path).duration_s
-    except DataError:
-        return None
 
 
 def _durations_s(files: Sequence[Path], kind: Kind, *, threads: int) -> list[float | None] | None:
     if kind != "audio":
         return None
     with ThreadPoolExecutor(threads, thread_name_prefix="alula-header") as pool:
-        return list(pool.map(_duration_s, files))
-
-
-@final
-class _Deadline:
-    """What a run is told of its deadline.
-
-    Args:
-        at_s: the clock's time at which the output must be there.
-        allowed_s: seconds from the start to then.
-        kind: of the inputs.
-        prior: a row that was not computed.
-        guesses_rows: whether rows of files of unknown length are written.
-        threads: for reading headers.
-        clock: seconds, never going back; thread-safe.
-    """
-
-    def __init__(
-        self,
-        *,
-        at_s: float,
-        allowed_s: float,
-        kind: Kind,
-        prior: NDArray[np.float32],
-        guesses_rows: bool,
-        threads: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self.at_s = at_s
-        self.allowed_s = allowed_s
-        self.prior = prior
-        self.guesses_rows = guesses_rows
-        self.clock = clock
-        self._kind = kind
-        self._threads = threads
-
-    def lengths_of(self, tasks: Sequence[FileTask]) -> dict[FileKey, float | None]:
-        """Return how long recordings are by their headers; None for those that do not tell in time."""
-        lengths_s: dict[FileKey, float | None] = {task.key: None for task in tasks}
-        if self._kind != "audio":
-            return lengths_s
-        until_s = self.clock() + max(HEADERS_LEAST_S, HEADERS_SHARE * (self.at_s - self.clock()))
-        # Not a pool: its threads are waited for at the end, and one may hang in a disk.
-        source = iter(tasks)
-        turn = threading.Lock()
-        left = threading.Semaphore(0)
-
-        def read() -> None:
-            while self.clock() < until_s:
-                with turn:
-                    task = next(source, None)
-                if task is None:
-                    break
-                lengths_s[task.key] = _duration_s(task.path)
-            left.release()
-
-        for number in range(self._threads):
-            threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
-        waiting = self._threads
-        since_s = time.monotonic()
-        limit_s = max(HEADERS_LEAST_S, self.allowed_s)
-        while waiting and self.clock() < until_s and time.monotonic() - since_s < limit_s:
-            waiting -= left.acquire(timeout=HEADERS_WAKE_S)
-        return dict(lengths_s)
+        return list(pool.map(duration_s, files))
 
 
 def run_over_files(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alula.pipeline import Stretch, UnfinishedList
+from alula.errors import UsageError
+from alula.pipeline import Stretch, UnfinishedList, forget_unfinished
 
 
 def test_a_line_per_stretch_and_no_file_without(tmp_path: Path) -> None:
@@ -24,3 +25,12 @@ def test_a_line_per_stretch_and_no_file_without(tmp_path: Path) -> None:
     with UnfinishedList(path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_somebody_else_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    path = tmp_path / "unfinished.csv"
+    path.write_text("buy,milk\n")
+    with pytest.raises(UsageError, match="Move it"), UnfinishedList(path):
+        pass
+    forget_unfinished(path)
+    assert path.read_text() == "buy,milk\n"

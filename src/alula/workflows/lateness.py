@@ -1,0 +1,319 @@
+"""What a run is told of its deadline, and what becomes of rows that there was no time for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alula.data import Kind, open_audio
+from alula.errors import DataError, JobError, UsageError, closest
+from alula.pipeline import FileKey, FileTask, StepTaken, Stretch, UnfinishedList, complete
+from alula.workflows.deadlines import Way
+from alula.workflows.running import Key, Scorer, bounds_s
+
+__all__ = [
+    "PRIOR",
+    "Deadline",
+    "DeadlineReport",
+    "Late",
+    "duration_s",
+    "filled_rows",
+    "guess_by_size",
+    "prior_of",
+]
+
+PRIOR = "prior"
+
+# Reading headers may take this share of the time, and some even if there is none left: without them nobody
+# knows how many rows the output has.
+_HEADERS_SHARE = 0.05
+_HEADERS_LEAST_S = 1.0
+_HEADERS_WAKE_S = 0.05
+
+
+@final
+class Deadline:
+    """What a run is told of its deadline.
+
+    Args:
+        at_s: the clock's time at which the output must be there.
+        allowed_s: seconds from the start to then.
+        kind: of the inputs.
+        prior: a row that was not computed.
+        guesses_rows: whether rows of files of unknown length are written.
+        threads: for reading headers.
+        clock: seconds, never going back; thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        at_s: float,
+        allowed_s: float,
+        kind: Kind,
+        prior: NDArray[np.float32],
+        guesses_rows: bool,
+        threads: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.at_s = at_s
+        self.allowed_s = allowed_s
+        self.prior = prior
+        self.guesses_rows = guesses_rows
+        self.clock = clock
+        self._kind = kind
+        self._threads = threads
+
+    def lengths_of(self, tasks: Sequence[FileTask]) -> dict[FileKey, float | None]:
+        """Return how long recordings are by their headers; None for those that do not tell in time."""
+        lengths_s: dict[FileKey, float | None] = {task.key: None for task in tasks}
+        if self._kind != "audio":
+            return lengths_s
+        until_s = self.clock() + max(_HEADERS_LEAST_S, _HEADERS_SHARE * (self.at_s - self.clock()))
+        # Not a pool: its threads are waited for at the end, and one may hang in a disk.
+        source = iter(tasks)
+        turn = threading.Lock()
+        left = threading.Semaphore(0)
+
+        def read() -> None:
+            while self.clock() < until_s:
+                with turn:
+                    task = next(source, None)
+                if task is None:
+                    break
+                lengths_s[task.key] = duration_s(task.path)
+            left.release()
+
+        for number in range(self._threads):
+            threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
+        waiting = self._threads
+        since_s = time.monotonic()
+        limit_s = max(_HEADERS_LEAST_S, self.allowed_s)
+        while waiting and self.clock() < until_s and time.monotonic() - since_s < limit_s:
+            waiting -= left.acquire(timeout=_HEADERS_WAKE_S)
+        return dict(lengths_s)
+
+
+def duration_s(path: str | Path) -> float | None:
+    """Return how long a recording is by its header; None where it does not tell, or cannot be read."""
+    try:
+        return open_audio(path).duration_s
+    except DataError:
+        return None
+
+
+def guess_by_size(lengths_s: Mapping[FileKey, float | None]) -> Callable[[FileTask], float]:
+    """Return what guesses how long a recording is from its size, as others of the job tell."""
+    known = [(key.size_bytes, length_s) for key, length_s in lengths_s.items() if length_s]
+    per_byte = sum(length_s for _, length_s in known) / max(1, sum(size for size, _ in known))
+    return lambda task: max(1e-3, per_byte * max(0, task.key.size_bytes))
+
+
+class DeadlineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deadline did to a job.
+
+    Attributes:
+        allowed_s: seconds from the start of the command to the deadline.
+        left_s: of them, left when the output was there; below 0 if the deadline was missed.
+        rows: rows of the output by rung, the first one first; `prior` for those that were filled.
+        steps: changes of rung, in order.
+        unfinished: list of the rows that were not computed on the first rung; None where all were.
+        guessed_files: files that were not opened and whose header does not tell their length, so that how
+            many rows they have is a guess.
+    """
+
+    allowed_s: float
+    left_s: float
+    rows: dict[str, int]
+    steps: tuple[StepTaken, ...]
+    unfinished: str | None
+    guessed_files: int
+
+    @property
+    def filled(self) -> int:
+        """Rows that hold the prior."""
+        return self.rows.get(PRIOR, 0)
+
+
+@final
+class Late:
+    """What becomes of rows that there was no time for. Belongs to one thread.
+
+    Args:
+        scorer: what runs.
+        ladder: the ways to compute a row, the first one first; it may still be declared.
+        prior: a row that was not computed.
+        durations_s: of recordings, by key of the file; None where it is a guess.
+        guess_s: gives the guess for a file.
+        listed: gets the rows that were not computed on the first rung.
+        guesses_rows: whether rows of files of unknown length are written; where the table knows its rows, as
+            a sample submission does, it fills them.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        ladder: Sequence[Way],
+        prior: NDArray[np.float32],
+        durations_s: Mapping[FileKey, float | None],
+        guess_s: Callable[[FileTask], float],
+        listed: UnfinishedList,
+        guesses_rows: bool = True,
+    ) -> None:
+        self.prior = prior
+        self.guessed_files = 0
+        self.rows: dict[str, int] = {}
+        self._scorer = scorer
+        self._ladder = ladder
+        self._durations_s = durations_s
+        self._guess_s = guess_s
+        self._listed = listed
+        self._guesses_rows = guesses_rows
+
+    @property
+    def names(self) -> list[str]:
+        """Of the rungs."""
+        return [way.name for way in self._ladder]
+
+    def expected(self, task: FileTask) -> list[Key]:
+        """Return where the rows of a file lie, as far as its header tells, or as its size lets guess."""
+        spans = self._scorer.spans(self._durations_s.get(task.key))
+        if spans is None:
+            self.guessed_files += 1
+            spans = self._scorer.spans(self._guess_s(task)) if self._guesses_rows else []
+        return spans or []
+
+    def note(self, path: str, stretch: Stretch) -> None:
+        """Take note of rows that were not computed on the first rung."""
+        self._listed.add(path, stretch)
+        self.rows[stretch.rung] = self.rows.get(stretch.rung, 0) + stretch.rows
+
+    def count(self, rows: int) -> None:
+        """Take note of rows that were computed on the first rung."""
+        name = self._ladder[0].name
+        self.rows[name] = self.rows.get(name, 0) + rows
+
+    def rows_by_rung(self) -> dict[str, int]:
+        """Return how many rows were written on which rung, the first one first, the prior last."""
+        order = [*self.names, PRIOR]
+        return {name: self.rows[name] for name in order if self.rows.get(name)}
+
+
+def prior_of(
+    given: float | Mapping[str, float] | None, *, labels: Sequence[str] | None, shape: tuple[int, ...] | None
+) -> NDArray[np.float32]:
+    """Return what a row holds that there was no time for.
+
+    Args:
+        given: one score for all, or one by label, those that are not named get 0; None is 0.
+        labels: of the columns.
+        shape: of a row of scores; None where it is not known.
+
+    Raises:
+        UsageError: there is no such label, or a score is no number.
+    """
+    if isinstance(given, Mapping):
+        if labels is None:
+            raise UsageError(
+                "A prior by label was given, and the bundle has no labels; expected one number. Make the "
+                "bundle with `--labels`."
+            )
+        for label in given:
+            if label not in labels:
+                raise UsageError(f"The prior names `{label}`, which is no label.{closest(label, labels)}")
+        prior = np.array([given.get(label, 0.0) for label in labels], np.float32)
+    else:
+        size = shape if labels is None else (len(labels),)
+        if size is None:
+            raise UsageError(
+                "How many scores a row has cannot be told before it is computed, so a deadline cannot "
+                "promise whole rows. Make the bundle with `--labels`."
+            )
+        prior = np.full(size, 0.0 if given is None else given, np.float32)
+    if not np.isfinite(prior).all():
+        raise UsageError("The prior holds what is no number; expected a finite score for every label.")
+    return prior
+
+
+def filled_rows(
+    scorer: Scorer,
+    expected: Sequence[Key],
+    *,
+    computed: tuple[list[Key], NDArray[Any], NDArray[np.int16]] | None,
+    names: Sequence[str],
+    prior: NDArray[np.float32],
+) -> tuple[list[Key], NDArray[Any], list[Stretch]]:
+    """Return all rows of a file as they are delivered, and what was not computed on the first rung.
+
+    Rows that follow from computed ones are theirs, after the scorer's steps; all others hold the prior.
+
+    Args:
+        scorer: what runs.
+        expected: where the rows of the file lie, as far as is known.
+        computed: keys, scores (n, ...) and rungs (n,) of rows, n at least 1; None for none.
+        names: of the rungs.
+        prior: a row of scores as they are delivered.
+
+    Returns:
+        Keys, scores and stretches of rows.
+
+    Raises:
+        JobError: a computed row has another shape than the prior.
+    """
+    keys: list[Key] = []
+    scores: NDArray[Any] = np.zeros((0, *prior.shape), np.float32)
+    rungs = np.zeros(0, np.int16)
+    spans: list[Key] = []
+    if computed is not None:
+        spans, given, rungs = computed
+        keys, (scores,) = scorer.finished(spans, (given,))
+        if scores.shape[1:] != prior.shape:
+            raise JobError(
+                f"{scorer.path.name} gave scores of shape {scores.shape[1:]} per row; expected "
+                f"{prior.shape}, as its labels say."
+            )
+    together = sorted(set(expected) | set(spans), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
+    if scorer.needs_whole_files:
+        # The steps say where the rows lie that come out; what they do with scores of 0 does not matter.
+        together, _ = scorer.finished(together, (np.zeros((len(together), *prior.shape), np.float32),))
+        together = sorted(set(together) | set(keys), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
+    done = complete(together, dict(zip(keys, scores, strict=True)), prior)
+    missing = set(done.filled)
+    below = _rungs_of(keys, spans, rungs)
+    found = [names[below[key]] if key not in missing else PRIOR for key in together]
+    return together, done.outputs, _stretches(together, found, first=names[0])
+
+
+def _rungs_of(keys: Sequence[Key], spans: Sequence[Key], rungs: NDArray[np.int16]) -> dict[Key, int]:
+    """Return the lowest rung of the windows that each delivered row follows from."""
+    if not spans:
+        return {}
+    start_s, end_s = bounds_s(spans)
+    if start_s is None or end_s is None:
+        return dict.fromkeys(keys, int(rungs.max()))
+    return {
+        key: int(rungs[(start_s < (key[1] or 0.0)) & (end_s > (key[0] or 0.0))].max(initial=0))
+        for key in keys
+    }
+
+
+def _stretches(keys: Sequence[Key], rungs: Sequence[str], *, first: str) -> list[Stretch]:
+    """Return neighbouring rows of one rung together, those on the first rung left out."""
+    found: list[Stretch] = []
+    before = first
+    for (start_s, end_s), rung in zip(keys, rungs, strict=True):
+        if rung == before and found and rung != first:
+            last = found[-1]
+            found[-1] = last._replace(end_s=end_s, rows=last.rows + 1)
+        elif rung != first:
+            found.append(Stretch(start_s, end_s, 1, rung))
+        before = rung
+    return found
