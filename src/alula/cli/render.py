@@ -14,6 +14,7 @@ from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.tuning import read_journal
 from alula.workflows import (
+    PRIOR,
     BenchReport,
     DeadlineReport,
     Diagnosis,
@@ -251,7 +252,8 @@ def _deadline_rows(deadline: DeadlineReport) -> Iterator[tuple[str, str]]:
     if deadline.unfinished is None:
         return
     for name, count in deadline.rows.items():
-        yield "rows", f"{count} with {name}"
+        scores = " to ".join(f"{score:g}" for score in deadline.prior)
+        yield "rows", f"{count} with {name}" + (f": scores of {scores}" if name == PRIOR else "")
     yield (
         "unfinished",
         f"{deadline.unfinished} lists the rows that were not computed in full; the same command with more "

@@ -365,7 +365,8 @@ class Schedule(Generic[T, K]):
         index = seat.opened.index
         with self._lock:
             self._spec_settled.wait_for(
-                lambda: self.stopped or self.spec is not None or min(self._preparing) == index
+                # Whoever waited for a disk is not among them.
+                lambda: self.stopped or self.spec is not None or min(self._preparing, default=index) == index
             )
             if self.stopped:
                 return None

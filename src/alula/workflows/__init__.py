@@ -4,7 +4,7 @@ from alula.workflows.benching import BenchReport, BenchRow, bench
 from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble
-from alula.workflows.lateness import DeadlineReport
+from alula.workflows.lateness import PRIOR, DeadlineReport
 from alula.workflows.optimization import optimize
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
@@ -13,6 +13,7 @@ from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
 from alula.workflows.whole_files import WholeFiles, WholeFileVerdict, open_whole_files
 
 __all__ = [
+    "PRIOR",
     "SEEDS",
     "BenchReport",
     "BenchRow",

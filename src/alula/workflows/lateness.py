@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.data import Kind, open_audio
-from alula.errors import DataError, JobError, UsageError, closest
+from alula.errors import AlulaError, DataError, JobError, UsageError, closest
 from alula.pipeline import FileKey, FileTask, StepTaken, Stretch, UnfinishedList, complete
 from alula.workflows.deadlines import Way
 from alula.workflows.running import Key, Scorer, bounds_s
@@ -88,7 +89,9 @@ class Deadline:
                     task = next(source, None)
                 if task is None:
                     break
-                lengths_s[task.key] = duration_s(task.path)
+                # What is wrong, such as a missing library, is told when the file's turn comes.
+                with contextlib.suppress(AlulaError):
+                    lengths_s[task.key] = duration_s(task.path)
             left.release()
 
         for number in range(self._threads):
@@ -123,6 +126,7 @@ class DeadlineReport(msgspec.Struct, frozen=True, kw_only=True):
         allowed_s: seconds from the start of the command to the deadline.
         left_s: of them, left when the output was there; below 0 if the deadline was missed.
         rows: rows of the output by rung, the first one first; `prior` for those that were filled.
+        prior: what these hold: the score, or where it differs by label, its least and its highest.
         steps: changes of rung, in order.
         unfinished: list of the rows that were not computed on the first rung; None where all were.
         guessed_files: files that were not opened and whose header does not tell their length, so that how
@@ -132,6 +136,7 @@ class DeadlineReport(msgspec.Struct, frozen=True, kw_only=True):
     allowed_s: float
     left_s: float
     rows: dict[str, int]
+    prior: tuple[float, ...]
     steps: tuple[StepTaken, ...]
     unfinished: str | None
     guessed_files: int

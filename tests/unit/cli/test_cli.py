@@ -279,12 +279,13 @@ def test_predict_before_a_deadline(run: Run, bundle: Path, recordings: Path, tmp
     late = run(*args, "--deadline", "10ms", "--prior", prior, "--json")
     assert late.code == 3
     assert late.document["deadline"]["rows"] == {"prior": 4}
+    assert late.document["deadline"]["prior"] == [0.0, 0.25]
     assert late.document["deadline"]["left_s"] < 0
     rows = [line.split(",")[3:] for line in output.read_text().splitlines()[1:]]
     assert rows == [["0.0" if song != SONGS[1] else "0.25" for song in SONGS]] * 4
     assert len((tmp_path / "unfinished.csv").read_text().splitlines()) == 3
     drawn = run(*args, "--deadline", "10ms")
-    assert "4 with prior" in drawn.out
+    assert "4 with prior: scores of 0" in drawn.out
     assert "unfinished.csv lists the rows" in drawn.out
     done = run(*args, "--deadline", "10h")
     assert (done.code, "s before it; 36000 s were allowed" in done.out) == (0, True)

@@ -49,11 +49,13 @@ class Machine:
 
     Attributes:
         slow: given the time, how many times more everything takes.
-        stalls: name of a recording whose decoding takes for ever.
+        dear: name of a recording that is decoded very slowly.
+        stalls: name of a recording whose decoding never ends.
     """
 
     clock: ScriptedClock = field(default_factory=ScriptedClock)
     slow: Callable[[float], float] = lambda now_s: 1.0
+    dear: str | None = None
     stalls: str | None = None
     stalls_until_s: float = 0.0
     released: threading.Event = field(default_factory=threading.Event)
@@ -88,7 +90,7 @@ class Machine:
                 if path.name == self.stalls:
                     self.stall()
                 for block in blocks():
-                    self.spend(DECODE_S)
+                    self.spend(40.0 if path.name == self.dear else DECODE_S)
                     yield block
 
             opened.blocks = timed_blocks  # type: ignore[method-assign]
@@ -282,6 +284,15 @@ def test_a_cpu_that_gets_slower_makes_it_step_down(
     machine.slow = lambda now_s: 3.0 if now_s - began_s > 60 else 1.0
     counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=180.0), whole)
     assert counts["x1 + x2 + x4"] >= 48
+    assert "prior" not in counts
+
+
+def test_one_slow_file(
+    machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
+) -> None:
+    machine.dear = "05.wav"
+    counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=150.0), whole)
+    assert counts["x1 + x2 + x4"] > 60
     assert "prior" not in counts
 
 
