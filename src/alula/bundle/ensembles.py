@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_type
-from alula.core import Blend, Step, View
+from alula.core import Blend, Ladder, Step, View
 from alula.errors import BundleError
 
 __all__ = ["EnsembleManifest", "MemberRecord", "decode_ensemble", "encode_ensemble"]
@@ -48,6 +48,7 @@ class EnsembleManifest(
         blend: how their scores become one.
         labels: class names in the order of the result's columns; None where the members have none.
         steps: post-processing of each file after the blend, in order.
+        ladder: what a job with a deadline does when time gets short; None where it was not planned.
         files: every other file of the folder, those of the members included.
         checksum: SHA-256 of this document with an empty checksum.
     """
@@ -59,6 +60,7 @@ class EnsembleManifest(
     blend: Blend
     labels: tuple[str, ...] | None
     steps: tuple[Step, ...]
+    ladder: Ladder | None = None
     files: dict[str, FileRecord]
     checksum: str = ""
 
@@ -106,4 +108,9 @@ def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
         given = [getattr(member, what) for member in manifest.members]
         if len(set(given)) != len(given):
             raise BundleError(path, f"Two of its members have one {what}. Do not use it.")
+    if manifest.ladder is not None:
+        named = [*manifest.ladder.rungs, *manifest.ladder.stages]
+        unknown = {name for one in named for name in one.members} - {one.name for one in manifest.members}
+        if unknown:
+            raise BundleError(path, f"Its ladder names `{min(unknown)}`, which is no member. Do not use it.")
     return manifest

@@ -16,12 +16,13 @@ from alula.planning.costs import (
     parse_workload,
     row_loads,
 )
-from alula.planning.ladder import declare_ladder
+from alula.planning.ladder import PlannedRung, declare_ladder
 from alula.planning.plan import CascadeOffer, LeftOut, Plan, PlanStep, make_plan, plan_rows
-from alula.planning.selection import Picked, best_within
+from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
 from alula.planning.validation import Blend, Validation, halves, weighted_mean
 
 __all__ = [
+    "EXHAUSTIVE_UP_TO",
     "Blend",
     "Cascade",
     "CascadeOffer",
@@ -35,6 +36,7 @@ __all__ = [
     "Picked",
     "Plan",
     "PlanStep",
+    "PlannedRung",
     "Stage",
     "Validation",
     "Workload",

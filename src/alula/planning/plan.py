@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from alula.errors import AccuracyError, UsageError
-from alula.pipeline import Rung
 from alula.planning.cascade import JudgedCascade, judge_cascade
 from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration
-from alula.planning.ladder import declare_ladder
-from alula.planning.selection import Picked, best_within
+from alula.planning.ladder import PlannedRung, declare_ladder
+from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
 from alula.planning.validation import IntArray, Validation, halves
 
 __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_rows"]
@@ -106,7 +105,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
     steps: tuple[PlanStep, ...]
     left_out: tuple[LeftOut, ...]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[PlannedRung, ...]
     cascade: CascadeOffer | None
     notes: tuple[str, ...]
 
@@ -129,6 +128,7 @@ def make_plan(
     margin: float = 0.05,
     max_drop: float | None = None,
     seed: int = 0,
+    exhaustive_up_to: int = EXHAUSTIVE_UP_TO,
 ) -> Plan:
     """Return the plan with the best validated score whose time fits with high probability.
 
@@ -141,15 +141,17 @@ def make_plan(
         machine: where.
         deadline_s: time allowed.
         margin: share of it that is kept free; the upper end of the time's interval must fit into the rest.
-        max_drop: loss of score that a cascade may bring, in units of the metric; None for no cascade.
+        max_drop: loss of score that a cascade may bring, in units of the metric; None for no cascade. None is
+            looked for either where `validation.finish` makes rows of others.
         seed: of the split that cascades are judged on.
+        exhaustive_up_to: so many members have all their subsets tried; more are picked greedily.
 
     Raises:
         UsageError: members, overlaps, predictions and costs do not belong together, or there is no time.
         AccuracyError: the metric is not defined.
     """
     _check(members, overlaps, validation, deadline_s=deadline_s, margin=margin)
-    planner = _Planner(members, overlaps, sheet, validation, workload, machine)
+    planner = _Planner(members, overlaps, sheet, validation, workload, machine, exhaustive_up_to)
     limit_s = deadline_s * (1 - margin)
     best = planner.best_of_all(limit_s)
     fits = best is not None
@@ -183,7 +185,9 @@ def make_plan(
             sheet=sheet,
             score=lambda names, at: validation.score(at, {name: picked.counts[name] for name in names}),
         ),
-        cascade=None if max_drop is None else planner.cascade(picked, overlap, limit_s, max_drop, seed),
+        cascade=None
+        if max_drop is None or validation.finish is not None
+        else planner.cascade(picked, overlap, limit_s, max_drop, seed),
         notes=tuple(notes),
     )
 
@@ -270,6 +274,7 @@ class _Planner:
         validation: Validation,
         workload: Workload,
         machine: Machine,
+        exhaustive_up_to: int,
     ) -> None:
         self._members = {member.name: member for member in members}
         self._overlaps = overlaps
@@ -277,6 +282,7 @@ class _Planner:
         self._validation = validation
         self._workload = workload
         self._machine = machine
+        self._exhaustive_up_to = exhaustive_up_to
 
     def duration(
         self,
@@ -344,6 +350,7 @@ class _Planner:
             ),
             time_s=needed_s,
             limit_s=limit_s,
+            exhaustive_up_to=self._exhaustive_up_to,
         )
 
     def cheapest(self) -> tuple[Overlap, Picked]:

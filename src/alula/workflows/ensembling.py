@@ -32,7 +32,7 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Mean, Settings, Step, View
+from alula.core import AudioInput, Blend, InputDescription, Ladder, Mean, Settings, Step, View
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
 from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
@@ -49,7 +49,17 @@ from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing, Track, apply_steps, central_maximum, needs_times
 from alula.workflows.running import Bundle, Key, Prediction, activated, load_bundle, map_files
 
-__all__ = ["Ensemble", "load", "make_ensemble"]
+__all__ = [
+    "Ensemble",
+    "Lineup",
+    "SharedReader",
+    "line_up",
+    "load",
+    "make_ensemble",
+    "member_names",
+    "open_member",
+    "row_bytes_of",
+]
 
 MEMBERS = "members"
 
@@ -61,6 +71,7 @@ def make_ensemble(
     blend: Blend | None = None,
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
+    ladder: Ladder | None = None,
     replace: bool = False,
 ) -> EnsembleManifest:
     """Write bundles and a blend as one bundle; return its manifest.
@@ -74,11 +85,13 @@ def make_ensemble(
         blend: how scores become one; None takes their mean.
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
+        ladder: what a job with a deadline does when time gets short, as `plan` declares it.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
         BundleError: a bundle is damaged, changed or an ensemble itself, or the output exists.
-        UsageError: the bundles do not go together, or the weights, labels, views or steps do not fit them.
+        UsageError: the bundles do not go together, or the weights, labels, views, steps or ladder do not fit
+            them.
         DiskFullError: there is no space for it.
     """
     if not bundles:
@@ -91,7 +104,7 @@ def make_ensemble(
         manifest = read_manifest(folder)
         verify(folder, manifest)
         manifests.append(manifest)
-    names = _names(folders)
+    names = member_names(folders)
     for name in post.view:
         if name not in names:
             raise UsageError(
@@ -108,7 +121,9 @@ def make_ensemble(
         for name, manifest in zip(names, manifests, strict=True)
     )
     views = [member.view for member in members]
-    plan = _planned(names, manifests, views, blend=blend, steps=post.step, labels=labels)
+    plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
+    if ladder is not None:
+        _check_ladder(ladder, names, classes=plan.blender.alignment.classes)
     target = Path(output)
     write_ensemble(
         target,
@@ -120,6 +135,7 @@ def make_ensemble(
             blend=blend,
             labels=plan.blender.alignment.labels,
             steps=post.step,
+            ladder=ladder,
             files={},
         ),
         members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
@@ -128,7 +144,26 @@ def make_ensemble(
     return read_ensemble(target)
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _check_ladder(ladder: Ladder, names: Sequence[str], *, classes: int) -> None:
+    for one in (*ladder.rungs, *ladder.stages):
+        for name in one.members:
+            if name not in names:
+                raise UsageError(
+                    f"The ladder names `{name}`, but the members are {', '.join(names)}."
+                    f"{closest(name, names)}"
+                )
+    if len(ladder.prior) != classes:
+        raise UsageError(
+            f"The ladder has {len(ladder.prior)} priors for {classes} classes; expected as many."
+        )
+
+
+def member_names(folders: Sequence[Path]) -> list[str]:
+    """Return what the members from these bundles are called: as their folders, no two alike.
+
+    >>> member_names([Path("a/sed.alula"), Path("b/sed.alula")])
+    ['sed', 'sed-2']
+    """
     names: list[str] = []
     for folder in folders:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", folder.absolute().name.removesuffix(".alula")).lstrip("._-")
@@ -142,8 +177,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """What members have in common.
+class Lineup:
+    """What members have in common, and how they differ.
 
     Attributes:
         demands: the distinct features that they take.
@@ -162,7 +197,7 @@ class _Plan:
     activation: str
 
 
-def _planned(
+def line_up(
     names: Sequence[str],
     manifests: Sequence[Manifest],
     views: Sequence[View],
@@ -170,8 +205,20 @@ def _planned(
     blend: Blend,
     steps: Sequence[Step],
     labels: Sequence[str] | None,
-) -> _Plan:
-    """Return what the members have in common, or raise `UsageError` where they do not go together."""
+) -> Lineup:
+    """Return what the members have in common.
+
+    Args:
+        names: of the members, for messages.
+        manifests: of their bundles.
+        views: how each looks at a recording.
+        blend: how scores become one.
+        steps: after the blend.
+        labels: the classes of the result; None takes all that any member knows.
+
+    Raises:
+        UsageError: they do not go together.
+    """
     outputs, widths = [], []
     for name, manifest, view in zip(names, manifests, views, strict=True):
         _check_member(name, manifest, view)
@@ -181,10 +228,10 @@ def _planned(
     if needs_times(steps) and not isinstance(manifests[0].input, AudioInput):
         raise UsageError("The steps `overlap` and `smoothing` need rows that follow each other: recordings.")
     demands, takes = distinct_demands(
-        [Demand(manifest.input, view.keep_s) for manifest, view in zip(manifests, views, strict=True)]
+        [_demand(manifest.input, view) for manifest, view in zip(manifests, views, strict=True)]
     )
     alignment = align_labels([manifest.labels for manifest in manifests], widths=widths, wanted=labels)
-    return _Plan(
+    return Lineup(
         demands=demands,
         takes=takes,
         outputs=tuple(outputs),
@@ -194,6 +241,12 @@ def _planned(
             blend, manifests, same_classes=bool(alignment.known.all()) and set(widths) == {alignment.classes}
         ),
     )
+
+
+def _demand(description: InputDescription, view: View) -> Demand:
+    if view.hop_s is not None and isinstance(description, AudioInput):
+        description = msgspec.structs.replace(description, hop_s=view.hop_s)
+    return Demand(description, view.keep_s)
 
 
 def _check_member(name: str, manifest: Manifest, view: View) -> None:
@@ -209,8 +262,15 @@ def _check_member(name: str, manifest: Manifest, view: View) -> None:
                 f"The view of `{name}` has `central_s` {view.frames.central_s:g}; expected at most its "
                 f"window of {audio.window_s:g} s."
             )
-    elif view.keep_s is not None or view.frames is not None:
-        raise UsageError(f"The view of `{name}` has `keep_s` or `frames`, but it reads no recordings.")
+        if view.hop_s is not None and view.hop_s > audio.window_s:
+            raise UsageError(
+                f"The view of `{name}` has `hop_s` {view.hop_s:g}; expected at most its window of "
+                f"{audio.window_s:g} s."
+            )
+    elif view.keep_s is not None or view.hop_s is not None or view.frames is not None:
+        raise UsageError(
+            f"The view of `{name}` has `keep_s`, `hop_s` or `frames`, but it reads no recordings."
+        )
 
 
 def _output_named(name: str, manifest: Manifest, view: View) -> int:
@@ -258,8 +318,12 @@ def _activation_after(blend: Blend, manifests: Sequence[Manifest], *, same_class
     return activations[0]
 
 
-class _SharedReader:
-    """Turns files into rows for all members; each file is decoded once. Thread-safe, one call per file."""
+class SharedReader:
+    """Turns files into rows for all members; each file is decoded once. Thread-safe, one call per file.
+
+    Args:
+        demands: distinct, of one kind of files.
+    """
 
     def __init__(self, demands: Sequence[Demand]) -> None:
         self._audio: SharedAudioFeatures | None = None
@@ -276,6 +340,11 @@ class _SharedReader:
                     self._arrays.append(array)
 
     def rows(self, path: Path) -> Iterator[tuple[Key, Arrays]]:
+        """Yield the rows of a file in order, each with where it lies: one array for each demand.
+
+        Raises:
+            DataError: the file cannot be read, now or further on.
+        """
         if self._audio is not None:
             with open_audio(path) as audio:
                 for row in self._audio.rows(audio.blocks(), audio.rate_hz):
@@ -311,7 +380,7 @@ class Ensemble:
         self.path = path
         self.manifest = manifest
         self._threads = threads
-        self._plan = _planned(
+        self._plan = line_up(
             [member.name for member in manifest.members],
             members,
             [member.view for member in manifest.members],
@@ -319,36 +388,32 @@ class Ensemble:
             steps=manifest.steps,
             labels=manifest.labels,
         )
-        self._reader = _SharedReader(self._plan.demands)
+        self._reader = SharedReader(self._plan.demands)
         self._description = members[0].input
+        self._recipes: list[str] = []
         with contextlib.ExitStack() as opened:
             running = []
-            for record, member in zip(manifest.members, members, strict=True):
-                beside = member if len(members) == 1 else _beside_others(member)
-                one = start(path / record.folder, beside, trust_code=trust_code, threads=threads)
-                opened.callback(one.session.close)
+            for place, (record, member) in enumerate(zip(manifest.members, members, strict=True)):
+                one, recipe = open_member(
+                    path / record.folder,
+                    member,
+                    self._plan,
+                    place,
+                    name=record.name,
+                    view=record.view,
+                    trust_code=trust_code,
+                    threads=threads,
+                )
+                opened.callback(one.close)
                 running.append(one)
+                self._recipes.append(recipe)
             self._session = EnsembleSession(
-                [
-                    Member(
-                        name=record.name,
-                        settings=one.settings,
-                        takes=takes,
-                        score=_Scores(
-                            one, member, record.view, output=output, of_logits=self._plan.activation != "none"
-                        ),
-                        close=one.session.close,
-                    )
-                    for record, member, one, takes, output in zip(
-                        manifest.members, members, running, self._plan.takes, self._plan.outputs, strict=True
-                    )
-                ],
+                running,
                 blender=self._plan.blender,
                 activate=lambda scores: activated(scores, self._plan.activation),
             )
             opened.pop_all()
-        self._recipes = [one.deployed.recipe for one in running]
-        row_bytes = _row_bytes(members, self._plan.takes)
+        row_bytes = row_bytes_of(members, self._plan.takes)
         size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
 
@@ -475,6 +540,45 @@ class _Scores:
         return central_maximum(frames, self._frames, window_s=self._window_s)
 
 
+def open_member(
+    bundle: Path,
+    manifest: Manifest,
+    lineup: Lineup,
+    place: int,
+    *,
+    name: str,
+    view: View,
+    trust_code: bool,
+    threads: int,
+) -> tuple[Member, str]:
+    """Return a member of an ensemble, loaded, and its recipe.
+
+    Args:
+        bundle: verified folder.
+        manifest: its manifest.
+        lineup: what it has in common with the others.
+        place: its place among them.
+        name: what it is called.
+        view: how it looks at a recording.
+        trust_code: see `load`.
+        threads: that it shares with the others.
+
+    Raises:
+        BundleError: nothing in it is right here.
+    """
+    beside = manifest if len(lineup.takes) == 1 else _beside_others(manifest)
+    one = start(bundle, beside, trust_code=trust_code, threads=threads)
+    of_logits = lineup.activation != "none"
+    member = Member(
+        name=name,
+        settings=one.settings,
+        takes=lineup.takes[place],
+        score=_Scores(one, manifest, view, output=lineup.outputs[place], of_logits=of_logits),
+        close=one.session.close,
+    )
+    return member, one.deployed.recipe
+
+
 def _beside_others(manifest: Manifest) -> Manifest:
     """Return a manifest whose recipes leave the CPU to the other members when it is not their turn."""
 
@@ -491,7 +595,8 @@ def _beside_others(manifest: Manifest) -> Manifest:
     )
 
 
-def _row_bytes(members: Sequence[Manifest], takes: Sequence[int]) -> int:
+def row_bytes_of(members: Sequence[Manifest], takes: Sequence[int]) -> int:
+    """Return the size of the arrays of one row, of which each member takes the one that `takes` says."""
     sizes = {}
     for member, place in zip(members, takes, strict=True):
         spec = member.signature.inputs[0]
