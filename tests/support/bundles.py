@@ -83,7 +83,7 @@ def write_scripted_bundle(
             golden=tuple(results),
         ),
         artifacts={"artifacts/fake-fp32": scratch / "artifact"},
-        golden={"input_0": golden, **results},
+        golden={"input_0": golden, "baseline_0": results["fake_0"], **results},
         journal=scratch / "search.jsonl",
     )
     return target

@@ -109,8 +109,7 @@ def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
         if len(set(given)) != len(given):
             raise BundleError(path, f"Two of its members have one {what}. Do not use it.")
     if manifest.ladder is not None:
-        named = [*manifest.ladder.rungs, *manifest.ladder.stages]
-        unknown = {name for one in named for name in one.members} - {one.name for one in manifest.members}
+        unknown = set(manifest.ladder.members) - {member.name for member in manifest.members}
         if unknown:
             raise BundleError(path, f"Its ladder names `{min(unknown)}`, which is no member. Do not use it.")
     return manifest

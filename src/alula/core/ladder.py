@@ -86,6 +86,12 @@ class Ladder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"{', '.join(f'{cost:.4g}' for cost in costs)} core-seconds per row"
             )
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Every member that a rung or a stage names, each once."""
+        rungs = [name for rung in self.rungs for name in rung.members]
+        return tuple(dict.fromkeys([*rungs, *(name for stage in self.stages for name in stage.members)]))
+
     def loads(self, rung: LadderRung) -> dict[str, float]:
         """Return the units of each stage per window on a rung, windows that it leaves out counted."""
         return {

@@ -260,8 +260,8 @@ def duration(
     """Return how long a job takes.
 
     What comes once per job, and the larger of two bounds: all work over all CPUs, and the serial stages of
-    the longest input, which one CPU has to do one after the other. Costs of different stages err independently,
-    the machine errs for all at once, and the time is taken as log-normal.
+    the longest input, which one CPU has to do one after the other. Costs of different stages err
+    independently, the machine errs for all at once, and the time is taken as log-normal.
 
     Args:
         members: of the ensemble.

@@ -1,10 +1,11 @@
-"""Where the concerns meet: optimize, load and predict, bench, report, survey, doctor."""
+"""Where the concerns meet: optimize, load and predict, plan, bench, report, survey, doctor."""
 
 from alula.workflows.benching import BenchReport, BenchRow, bench
 from alula.workflows.diagnosis import Diagnosis, diagnose
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble
 from alula.workflows.optimization import optimize
+from alula.workflows.planning import MeasuredStage, PlanReport, plan
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
 from alula.workflows.running import Bundle, Prediction, load_bundle
@@ -18,6 +19,8 @@ __all__ = [
     "Bundle",
     "Diagnosis",
     "Ensemble",
+    "MeasuredStage",
+    "PlanReport",
     "Prediction",
     "PredictionReport",
     "SurveyReport",
@@ -32,6 +35,7 @@ __all__ = [
     "open_whole_files",
     "optimize",
     "parse_duration_s",
+    "plan",
     "predict",
     "run_over_files",
     "survey",

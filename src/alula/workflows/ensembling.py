@@ -145,13 +145,11 @@ def make_ensemble(
 
 
 def _check_ladder(ladder: Ladder, names: Sequence[str], *, classes: int) -> None:
-    for one in (*ladder.rungs, *ladder.stages):
-        for name in one.members:
-            if name not in names:
-                raise UsageError(
-                    f"The ladder names `{name}`, but the members are {', '.join(names)}."
-                    f"{closest(name, names)}"
-                )
+    for name in ladder.members:
+        if name not in names:
+            raise UsageError(
+                f"The ladder names `{name}`, but the members are {', '.join(names)}.{closest(name, names)}"
+            )
     if len(ladder.prior) != classes:
         raise UsageError(
             f"The ladder has {len(ladder.prior)} priors for {classes} classes; expected as many."
