@@ -1,6 +1,7 @@
 """The delivered folder: written in one step, verified byte by byte, started where it is right."""
 
 from alula.bundle.ensembles import (
+    DeclaredRung,
     EnsembleManifest,
     MemberRecord,
     decode_ensemble,
@@ -48,6 +49,7 @@ __all__ = [
     "Activation",
     "Baseline",
     "BundleWarning",
+    "DeclaredRung",
     "Deployed",
     "EnsembleManifest",
     "FileRecord",

@@ -13,10 +13,10 @@ from typing import Annotated
 import msgspec
 
 from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_type
-from alula.core import Blend, Ladder, Step, View
+from alula.core import Blend, Step, View
 from alula.errors import BundleError
 
-__all__ = ["EnsembleManifest", "MemberRecord", "decode_ensemble", "encode_ensemble"]
+__all__ = ["DeclaredRung", "EnsembleManifest", "MemberRecord", "decode_ensemble", "encode_ensemble"]
 
 
 class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +35,20 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     view: View = View()
 
 
+class DeclaredRung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to compute a row, for a job that may get short of time.
+
+    Attributes:
+        members: names of those that score it.
+        every: only each so-manieth window is computed.
+        score: validated; higher is better. Below that of the rung before.
+    """
+
+    members: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    score: float
+
+
 class EnsembleManifest(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag=ENSEMBLE
 ):
@@ -48,7 +62,8 @@ class EnsembleManifest(
         blend: how their scores become one.
         labels: class names in the order of the result's columns; None where the members have none.
         steps: post-processing of each file after the blend, in order.
-        ladder: what a job with a deadline does when time gets short; None where it was not planned.
+        ladder: what a job does that gets short of time, the best first; empty for the default.
+        prior: by label, what a row holds that there was no time for; None where it is not known.
         files: every other file of the folder, those of the members included.
         checksum: SHA-256 of this document with an empty checksum.
     """
@@ -60,8 +75,9 @@ class EnsembleManifest(
     blend: Blend
     labels: tuple[str, ...] | None
     steps: tuple[Step, ...]
-    ladder: Ladder | None = None
     files: dict[str, FileRecord]
+    ladder: tuple[DeclaredRung, ...] = ()
+    prior: tuple[float, ...] | None = None
     checksum: str = ""
 
 
@@ -108,8 +124,4 @@ def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
         given = [getattr(member, what) for member in manifest.members]
         if len(set(given)) != len(given):
             raise BundleError(path, f"Two of its members have one {what}. Do not use it.")
-    if manifest.ladder is not None:
-        unknown = set(manifest.ladder.members) - {member.name for member in manifest.members}
-        if unknown:
-            raise BundleError(path, f"Its ladder names `{min(unknown)}`, which is no member. Do not use it.")
     return manifest

@@ -12,7 +12,6 @@ from alula.core.inputs import (
     Normalization,
     ZScore,
 )
-from alula.core.ladder import Ladder, LadderRung, LadderStage
 from alula.core.peaks import Roofline, Share, Work, share_of_peak
 from alula.core.postprocess import CentralMaximum, CutOff, OverlapMean, Smoothing, Step, TopScaling, View
 from alula.core.types import (
@@ -52,9 +51,6 @@ __all__ = [
     "Geometric",
     "ImageInput",
     "InputDescription",
-    "Ladder",
-    "LadderRung",
-    "LadderStage",
     "LogMel",
     "Maximum",
     "Mean",

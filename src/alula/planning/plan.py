@@ -155,7 +155,7 @@ def make_plan(
     limit_s = deadline_s * (1 - margin)
     best = planner.best_of_all(limit_s)
     fits = best is not None
-    overlap, picked = best or planner.cheapest()
+    overlap, picked, ladder = planner.settled(*(best or planner.cheapest()))
     notes = []
     if not machine.measured:
         notes.append(
@@ -167,8 +167,6 @@ def make_plan(
             "There is no time for any member. This is the cheapest one; rows that the time does not allow "
             "will hold the prior."
         )
-    chosen = [member for member in members if member.name in picked.counts]
-    sparser = [one for one in overlaps if one.windows_per_row <= overlap.windows_per_row]
     return Plan(
         counts=picked.counts,
         overlap=overlap.name,
@@ -179,12 +177,7 @@ def make_plan(
         fits=fits,
         steps=tuple(planner.steps(picked, overlap)),
         left_out=tuple(planner.left_out(picked, overlap, limit_s)),
-        ladder=declare_ladder(
-            chosen,
-            sparser,
-            sheet=sheet,
-            score=lambda names, at: validation.score(at, {name: picked.counts[name] for name in names}),
-        ),
+        ladder=ladder,
         cascade=None
         if max_drop is None or validation.finish is not None
         else planner.cascade(picked, overlap, limit_s, max_drop, seed),
@@ -363,6 +356,29 @@ class _Planner:
         time_s, name, overlap = min(options, key=lambda option: option[:2])
         score = self._validation.score(overlap.name, {name: 1})
         return overlap, Picked(counts={name: 1}, score=score, time_s=time_s)
+
+    def settled(self, overlap: Overlap, picked: Picked) -> tuple[Overlap, Picked, tuple[PlannedRung, ...]]:
+        """Return the ensemble, or a cheaper part of it that is as good, and its ladder, of which it is the top.
+
+        A greedy search may pick a member that brings nothing.
+        """
+        while True:
+            ladder = self._ladder(overlap, picked)
+            top = ladder[0]
+            if frozenset(top.members) == picked.names and top.overlap == overlap.name:
+                return overlap, picked, ladder
+            overlap = next(one for one in self._overlaps if one.name == top.overlap)
+            counts = {name: picked.counts[name] for name in top.members}
+            time_s = self.duration(frozenset(counts), overlap).high_s
+            picked = Picked(counts=counts, score=top.score, time_s=time_s)
+
+    def _ladder(self, overlap: Overlap, picked: Picked) -> tuple[PlannedRung, ...]:
+        return declare_ladder(
+            [member for name, member in self._members.items() if name in picked.counts],
+            [one for one in self._overlaps if one.windows_per_row <= overlap.windows_per_row],
+            sheet=self._sheet,
+            score=lambda names, at: self._validation.score(at, {name: picked.counts[name] for name in names}),
+        )
 
     def steps(self, picked: Picked, overlap: Overlap) -> Iterator[PlanStep]:
         """Yield the members in the order in which each brings most to those before."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from alula._version import __version__
 from alula.bundle import (
     SCHEMA_VERSION,
+    DeclaredRung,
     Deployed,
     EnsembleManifest,
     Manifest,
@@ -32,7 +33,7 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Ladder, Mean, Settings, Step, View
+from alula.core import AudioInput, Blend, InputDescription, Mean, Settings, Step, View
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
 from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
@@ -71,7 +72,8 @@ def make_ensemble(
     blend: Blend | None = None,
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
-    ladder: Ladder | None = None,
+    ladder: Sequence[DeclaredRung] = (),
+    prior: Sequence[float] | None = None,
     replace: bool = False,
 ) -> EnsembleManifest:
     """Write bundles and a blend as one bundle; return its manifest.
@@ -85,13 +87,14 @@ def make_ensemble(
         blend: how scores become one; None takes their mean.
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
-        ladder: what a job with a deadline does when time gets short, as `plan` declares it.
+        ladder: what a job does that gets short of time, all members and windows first; empty for the default.
+        prior: by label, what a row holds that there was no time for; None where it is not known.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
         BundleError: a bundle is damaged, changed or an ensemble itself, or the output exists.
-        UsageError: the bundles do not go together, or the weights, labels, views, steps or ladder do not fit
-            them.
+        UsageError: the bundles do not go together, or the weights, labels, views, steps, ladder or prior do
+            not fit them.
         DiskFullError: there is no space for it.
     """
     if not bundles:
@@ -122,8 +125,12 @@ def make_ensemble(
     )
     views = [member.view for member in members]
     plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
-    if ladder is not None:
-        _check_ladder(ladder, names, classes=plan.blender.alignment.classes)
+    _check_ladder(ladder, names)
+    classes = plan.blender.alignment.classes
+    if prior is not None and (len(prior) != classes or not all(map(math.isfinite, prior))):
+        raise UsageError(
+            f"The prior has {len(prior)} values for {classes} classes; expected one finite each."
+        )
     target = Path(output)
     write_ensemble(
         target,
@@ -135,8 +142,9 @@ def make_ensemble(
             blend=blend,
             labels=plan.blender.alignment.labels,
             steps=post.step,
-            ladder=ladder,
             files={},
+            ladder=tuple(ladder),
+            prior=None if prior is None else tuple(prior),
         ),
         members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
         replace=replace,
@@ -144,16 +152,16 @@ def make_ensemble(
     return read_ensemble(target)
 
 
-def _check_ladder(ladder: Ladder, names: Sequence[str], *, classes: int) -> None:
-    for name in ladder.members:
-        if name not in names:
-            raise UsageError(
-                f"The ladder names `{name}`, but the members are {', '.join(names)}.{closest(name, names)}"
-            )
-    if len(ladder.prior) != classes:
-        raise UsageError(
-            f"The ladder has {len(ladder.prior)} priors for {classes} classes; expected as many."
-        )
+def _check_ladder(ladder: Sequence[DeclaredRung], names: Sequence[str]) -> None:
+    for rung in ladder:
+        for name in rung.members:
+            if name not in names:
+                raise UsageError(
+                    f"The ladder names the member `{name}`; there are {', '.join(names)}."
+                    f"{closest(name, names)}"
+                )
+    if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
+        raise UsageError("The ladder begins with some members or windows; expected all of them there.")
 
 
 def member_names(folders: Sequence[Path]) -> list[str]:

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from alula.accuracy import default_metric, metric_named
-from alula.core import Blend, Ladder, LadderRung, LadderStage, Mean, View
+from alula.bundle import DeclaredRung
+from alula.core import Blend, Mean, View
 from alula.data import open_samples
 from alula.errors import AccuracyError, UsageError
 from alula.hardware import thread_budget
@@ -21,7 +22,6 @@ from alula.measure import Clock
 from alula.pipeline import AtomicFile
 from alula.planning import (
     EXHAUSTIVE_UP_TO,
-    CostSheet,
     Machine,
     Overlap,
     Plan,
@@ -31,7 +31,6 @@ from alula.planning import (
     make_plan,
     row_loads,
 )
-from alula.planning import Member as PlannedMember
 from alula.postprocess import PostProcessing
 from alula.workflows.durations import in_words, parse_duration_s
 from alula.workflows.ensembling import make_ensemble, member_names
@@ -264,7 +263,6 @@ def plan(
             made,
             folders,
             output,
-            measured,
             validation,
             grid,
             blend=blend,
@@ -385,7 +383,6 @@ def _write(
     made: Plan,
     folders: dict[str, Path],
     output: str | Path,
-    measured: Measured,
     validation: Validation,
     grid: RowGrid,
     *,
@@ -412,66 +409,28 @@ def _write(
             view={called[name]: view for name, view in views.items() if view != _NO_VIEW},
         ),
         labels=labels,
-        ladder=ladder_of(
-            made,
-            measured.members,
-            measured.sheet,
-            grid.overlaps,
-            prior=_prior(validation, made),
-            called=called,
-        ),
+        ladder=_ladder(made, grid.overlaps, called),
+        prior=_prior(validation, made),
         replace=replace,
     )
 
 
-def ladder_of(
-    made: Plan,
-    members: Sequence[PlannedMember],
-    sheet: CostSheet,
-    overlaps: Sequence[Overlap],
-    *,
-    prior: Sequence[float],
-    called: Mapping[str, str],
-) -> Ladder:
-    """Return the ladder of a plan as it is stored in an ensemble.
+def _ladder(made: Plan, overlaps: Sequence[Overlap], called: Mapping[str, str]) -> tuple[DeclaredRung, ...]:
+    """Return the ladder of a plan as an ensemble holds it.
 
     Args:
         made: the plan.
-        members: it was chosen from.
-        sheet: what stages cost.
         overlaps: it was chosen from.
-        prior: by class, see `alula.core.Ladder`.
         called: by member, its name in the ensemble.
     """
     per_row = {overlap.name: overlap.windows_per_row for overlap in overlaps}
-    densest = per_row[made.overlap]
-    chosen = [member for member in members if member.name in made.counts]
-    needed = row_loads(chosen, Overlap(name=made.overlap, windows_per_row=densest), sheet)
-    stages = []
-    for name in needed:
-        stage = sheet.stages[name]
-        users = [member for member in chosen if name in (*member.features, member.model)]
-        rowwise = stage.per == "row"
-        stages.append(
-            LadderStage(
-                name=name,
-                core_s=stage.cost.core_s / (densest if rowwise else 1.0),
-                spread=stage.cost.spread,
-                per="row" if rowwise else "window",
-                members=() if name in sheet.common else tuple(called[member.name] for member in users),
-            )
+    return tuple(
+        DeclaredRung(
+            members=tuple(called[name] for name in rung.members),
+            every=round(per_row[made.overlap] / per_row[rung.overlap]),
+            score=rung.score,
         )
-    return Ladder(
-        rungs=tuple(
-            LadderRung(
-                members=tuple(called[name] for name in rung.members),
-                every=round(densest / per_row[rung.overlap]),
-                score=rung.score,
-            )
-            for rung in made.ladder
-        ),
-        stages=tuple(stages),
-        prior=tuple(prior),
+        for rung in made.ladder
     )
 
 
