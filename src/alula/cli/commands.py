@@ -241,6 +241,7 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
 @click.option("--speed", type=float, help="Of one of its CPUs, as a multiple of one here.")
 @click.option("--margin", type=float, default=0.05, show_default=True, help="Share of the time kept free.")
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Of a cascade's score.")
+@click.option("--cascade", is_flag=True, help="Make the ensemble a cascade, where one is offered.")
 @click.option("--rounds", type=int, default=6, show_default=True, help="How often each stage is timed.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a round.")
 @click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
@@ -277,6 +278,7 @@ def plan(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
         speed=options["speed"],
         margin=options["margin"],
         max_drop=options["max_drop"],
+        cascade=options["cascade"],
         rounds=options["rounds"],
         round_s=options["seconds"],
         threads=options["threads"],

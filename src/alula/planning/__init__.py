@@ -3,7 +3,7 @@
 Numbers and arrays only: what was measured and validated comes in, a plan comes out. Nothing is run here.
 """
 
-from alula.planning.cascade import Cascade, JudgedCascade, judge_cascade, learn_cascade
+from alula.planning.cascade import NARROWED_CLASSES, Cascade, JudgedCascade, judge_cascade, learn_cascade
 from alula.planning.costs import (
     CostSheet,
     Duration,
@@ -23,6 +23,7 @@ from alula.planning.validation import Blend, Validation, halves, weighted_mean
 
 __all__ = [
     "EXHAUSTIVE_UP_TO",
+    "NARROWED_CLASSES",
     "Blend",
     "Cascade",
     "CascadeOffer",

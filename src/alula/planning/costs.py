@@ -222,8 +222,9 @@ def row_loads(
         members: that compute the row.
         overlap: how many windows a row has.
         sheet: what stages there are.
-        shares: by member, the share of rows that it computes, where not all. A stage that several members
-            need is needed for the largest of their shares.
+        shares: by member, the share of rows that its model computes, where not all, or more than 1 where it
+            computes some twice. What a model needs before is made for all rows: which of them it will compute
+            is not known then.
 
     Raises:
         UsageError: a member needs a stage that was not measured.
@@ -231,13 +232,13 @@ def row_loads(
     needed = dict.fromkeys(sheet.common, 1.0)
     for member in members:
         share = 1.0 if shares is None else shares.get(member.name, 1.0)
-        for name in (*member.features, member.model):
+        for name, part in (*((before, 1.0) for before in member.features), (member.model, share)):
             if name not in sheet.stages:
                 raise UsageError(
                     f"`{member.name}` needs the stage `{name}`, which was not measured."
                     f"{closest(name, sheet.stages)}"
                 )
-            needed[name] = max(needed.get(name, 0.0), share)
+            needed[name] = max(needed.get(name, 0.0), part)
     units = {"row": 1.0, "window": overlap.windows_per_row}
     return {
         name: share * units[sheet.stages[name].per]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from alula.errors import AccuracyError, UsageError
-from alula.planning.cascade import JudgedCascade, judge_cascade
+from alula.planning.cascade import NARROWED_CLASSES, JudgedCascade, judge_cascade
 from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration
 from alula.planning.ladder import PlannedRung, declare_ladder
 from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
@@ -20,6 +20,8 @@ __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_row
 
 # A gain below this is not told from none by any validation set that people have.
 _WORTH_SAYING = 5e-5
+# A cascade begins with one of so many members, the cheapest: what is asked of every window must cost little.
+_MOST_FIRST = 3
 # A cascade that does not score more must save at least this share of the time, or it is not worth its bands.
 _WORTH_CASCADING = 0.2
 
@@ -129,6 +131,7 @@ def make_plan(
     max_drop: float | None = None,
     seed: int = 0,
     exhaustive_up_to: int = EXHAUSTIVE_UP_TO,
+    narrowed: int = NARROWED_CLASSES,
 ) -> Plan:
     """Return the plan with the best validated score whose time fits with high probability.
 
@@ -145,6 +148,7 @@ def make_plan(
             looked for either where `validation.finish` makes rows of others.
         seed: of the split that cascades are judged on.
         exhaustive_up_to: so many members have all their subsets tried; more are picked greedily.
+        narrowed: so many classes of a cascade get bands of their own.
 
     Raises:
         UsageError: members, overlaps, predictions and costs do not belong together, or there is no time.
@@ -180,7 +184,7 @@ def make_plan(
         ladder=ladder,
         cascade=None
         if max_drop is None or validation.finish is not None
-        else planner.cascade(picked, overlap, limit_s, max_drop, seed),
+        else planner.cascade(picked, overlap, limit_s, max_drop, seed, narrowed),
         notes=tuple(notes),
     )
 
@@ -358,7 +362,7 @@ class _Planner:
         return overlap, Picked(counts={name: 1}, score=score, time_s=time_s)
 
     def settled(self, overlap: Overlap, picked: Picked) -> tuple[Overlap, Picked, tuple[PlannedRung, ...]]:
-        """Return the ensemble, or a cheaper part of it that is as good, and its ladder, of which it is the top.
+        """Return the ensemble, or a cheaper part of it that is as good, and the ladder that it is the top of.
 
         A greedy search may pick a member that brings nothing.
         """
@@ -438,7 +442,7 @@ class _Planner:
         return LeftOut(what=what, score=score, time=time, reason=reason)
 
     def cascade(
-        self, picked: Picked, overlap: Overlap, limit_s: float, max_drop: float, seed: int
+        self, picked: Picked, overlap: Overlap, limit_s: float, max_drop: float, seed: int, narrowed: int
     ) -> CascadeOffer | None:
         """Return the best cascade that fits and is better than the ensemble picked; None if there is none.
 
@@ -455,11 +459,18 @@ class _Planner:
         if whole is not None and whole.counts != picked.counts:
             ensembles.append(whole.counts)
         offers = []
-        for counts, cheap in itertools.product(ensembles, self._members):
+        alone = {name: self.duration(frozenset([name]), overlap).expected_s for name in self._members}
+        for counts, cheap in itertools.product(ensembles, sorted(alone, key=alone.__getitem__)[:_MOST_FIRST]):
             if set(counts) == {cheap}:
                 continue
             judged = judge_cascade(
-                validation, overlap=overlap.name, cheap=cheap, counts=counts, max_drop=max_drop, seed=seed
+                validation,
+                overlap=overlap.name,
+                cheap=cheap,
+                counts=counts,
+                max_drop=max_drop,
+                seed=seed,
+                narrowed=narrowed,
             )
             if judged is None or judged.drop > max_drop:
                 continue
@@ -488,6 +499,9 @@ class _Planner:
         cheap = judged.cascade.cheap
         alone = self.duration(frozenset([cheap]), overlap)
         shares = {name: judged.share for name in counts if name != cheap}
+        if cheap in counts:
+            # Where it is uncertain it is run again, as one of all.
+            shares[cheap] = 1 + judged.share
         sure = self.duration(frozenset([cheap, *counts]), overlap, shares=shares)
         unsure = judged.share_spread * max(0.0, 1 - alone.expected_s / sure.expected_s)
         return self.duration(frozenset([cheap, *counts]), overlap, shares=shares, extra_spread=unsure)

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from alula._version import __version__
 from alula.bundle import (
     SCHEMA_VERSION,
+    DeclaredCascade,
     DeclaredRung,
     Deployed,
     EnsembleManifest,
@@ -33,10 +34,19 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Mean, Settings, Step, View
+from alula.core import AudioInput, Blend, InputDescription, Maximum, Mean, Minimum, Settings, Step, View
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
-from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
+from alula.ensemble import (
+    Alignment,
+    Bands,
+    Blender,
+    EnsembleSession,
+    Member,
+    align_labels,
+    cascaded,
+    shared_batch_size,
+)
 from alula.errors import DataError, UsageError, closest
 from alula.features import (
     ArrayFeatures,
@@ -73,6 +83,7 @@ def make_ensemble(
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
     ladder: Sequence[DeclaredRung] = (),
+    cascade: DeclaredCascade | None = None,
     prior: Sequence[float] | None = None,
     replace: bool = False,
 ) -> EnsembleManifest:
@@ -88,13 +99,14 @@ def make_ensemble(
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
         ladder: what a job does that gets short of time, all members and windows first; empty for the default.
+        cascade: which windows need all members, as `plan` finds it; None where all do.
         prior: by label, what a row holds that there was no time for; None where it is not known.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
         BundleError: a bundle is damaged, changed or an ensemble itself, or the output exists.
-        UsageError: the bundles do not go together, or the weights, labels, views, steps, ladder or prior do
-            not fit them.
+        UsageError: the bundles do not go together, or the weights, labels, views, steps, ladder, cascade or
+            prior do not fit them.
         DiskFullError: there is no space for it.
     """
     if not bundles:
@@ -126,6 +138,8 @@ def make_ensemble(
     views = [member.view for member in members]
     plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
     _check_ladder(ladder, names)
+    if cascade is not None:
+        _check_cascade(cascade, names, plan)
     classes = plan.blender.alignment.classes
     if prior is not None and (len(prior) != classes or not all(map(math.isfinite, prior))):
         raise UsageError(
@@ -144,6 +158,7 @@ def make_ensemble(
             steps=post.step,
             files={},
             ladder=tuple(ladder),
+            cascade=cascade,
             prior=None if prior is None else tuple(prior),
         ),
         members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
@@ -162,6 +177,24 @@ def _check_ladder(ladder: Sequence[DeclaredRung], names: Sequence[str]) -> None:
                 )
     if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
         raise UsageError("The ladder begins with some members or windows; expected all of them there.")
+
+
+def _check_cascade(cascade: DeclaredCascade, names: Sequence[str], plan: Lineup) -> None:
+    if cascade.member not in names:
+        raise UsageError(
+            f"The cascade begins with `{cascade.member}`; there are {', '.join(names)}."
+            f"{closest(cascade.member, names)}"
+        )
+    alignment = plan.blender.alignment
+    if not alignment.known[names.index(cascade.member)].all():
+        raise UsageError(f"`{cascade.member}` does not know all classes, so no cascade begins with it.")
+    if {len(cascade.lower), len(cascade.upper)} != {alignment.classes}:
+        raise UsageError(
+            f"The cascade has {len(cascade.lower)} and {len(cascade.upper)} bounds for {alignment.classes} "
+            "classes; expected two for each."
+        )
+    if plan.blender.whole_job:
+        raise UsageError("A blend by rank needs the scores of all members for all rows: it has no cascade.")
 
 
 def member_names(folders: Sequence[Path]) -> list[str]:
@@ -414,13 +447,16 @@ class Ensemble:
                 running.append(one)
                 self._recipes.append(recipe)
             self._session = EnsembleSession(
-                running,
-                blender=self._plan.blender,
-                activate=lambda scores: activated(scores, self._plan.activation),
+                running, blender=self._plan.blender, activate=_activating(self._plan)
             )
             opened.pop_all()
+        self._cascade: _Cascade | None = None
+        share = 1.0
+        if manifest.cascade is not None:
+            self._cascade = _Cascade(manifest.cascade, manifest, self._plan, running)
+            share = manifest.cascade.share
         row_bytes = row_bytes_of(members, self._plan.takes)
-        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
+        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes, share=share)
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
 
     @property
@@ -468,7 +504,9 @@ class Ensemble:
 
     def scores(self, batch: Arrays) -> Arrays:
         """Return the blended scores (n, c) of a batch as a 1-tuple; for `whole_job` see `blend_all`."""
-        return (self._session.run(batch),)
+        if self._cascade is None:
+            return (self._session.run(batch),)
+        return (self._cascade.run(batch),)
 
     def blend_all(self, scores: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the blended scores of all rows of a job, in the parts that `scores` gave, such as files."""
@@ -509,6 +547,8 @@ class Ensemble:
 
     def close(self) -> None:
         """Free the engines' memory."""
+        if self._cascade is not None:
+            self._cascade.close()
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -521,6 +561,72 @@ class Ensemble:
 
     def __repr__(self) -> str:
         return f"<Ensemble {self.path.name}: {self.recipe}>"
+
+
+class _Cascade:
+    """A member that scores every row, and all that have a weight for those where it is uncertain.
+
+    Both run the sessions of the ensemble's members, which these own.
+    """
+
+    def __init__(
+        self,
+        cascade: DeclaredCascade,
+        manifest: EnsembleManifest,
+        lineup: Lineup,
+        members: Sequence[Member],
+    ) -> None:
+        self._bands = Bands(
+            lower=np.array(cascade.lower, np.float32), upper=np.array(cascade.upper, np.float32)
+        )
+        alignment = lineup.blender.alignment
+        place = [member.name for member in manifest.members].index(cascade.member)
+        self._first = EnsembleSession(
+            [members[place]],
+            blender=Blender(Mean(), _part_of(alignment, [place])),
+            activate=_activating(lineup),
+        )
+        blend, asked = _weighed_part(manifest.blend, len(members))
+        self._rest = EnsembleSession(
+            [members[index] for index in asked],
+            blender=Blender(blend, _part_of(alignment, asked)),
+            activate=_activating(lineup),
+        )
+
+    def run(self, batch: Arrays) -> NDArray[np.float32]:
+        return cascaded(batch, bands=self._bands, first=self._first.run, rest=self._rest.run)
+
+    def close(self) -> None:
+        self._first.close()
+        self._rest.close()
+
+
+def _activating(lineup: Lineup) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda scores: activated(scores, lineup.activation)
+
+
+def _weighed_part(blend: Blend, members: int) -> tuple[Blend, list[int]]:
+    """Return a blend of those members that have a weight for any class, and their places."""
+    everybody = list(range(members))
+    if isinstance(blend, Minimum | Maximum) or blend.weights is None:
+        return blend, everybody
+    rows = (blend.weights, *blend.class_weights.values())
+    asked = [place for place in everybody if any(row[place] > 0 for row in rows)]
+    part = msgspec.structs.replace(
+        blend,
+        weights=tuple(blend.weights[place] for place in asked),
+        class_weights={label: tuple(row[at] for at in asked) for label, row in blend.class_weights.items()},
+    )
+    return part, asked
+
+
+def _part_of(alignment: Alignment, places: Sequence[int]) -> Alignment:
+    return Alignment(
+        alignment.labels,
+        alignment.classes,
+        tuple(alignment.placements[place] for place in places),
+        alignment.known[list(places)],
+    )
 
 
 class _Scores:

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from alula.accuracy import default_metric, metric_named
-from alula.bundle import DeclaredRung
-from alula.core import Blend, Mean, View
+from alula.bundle import DeclaredCascade, DeclaredRung
+from alula.core import Blend, Mean, Rank, View
 from alula.data import open_samples
 from alula.errors import AccuracyError, UsageError
 from alula.hardware import thread_budget
@@ -22,6 +22,7 @@ from alula.measure import Clock
 from alula.pipeline import AtomicFile
 from alula.planning import (
     EXHAUSTIVE_UP_TO,
+    CascadeOffer,
     Machine,
     Overlap,
     Plan,
@@ -124,6 +125,7 @@ def plan(
     speed: float | None = None,
     margin: float = 0.05,
     max_drop: float | None = 0.005,
+    cascade: bool = False,
     rounds: int = 6,
     round_s: float = 1.0,
     threads: int | None = None,
@@ -159,6 +161,7 @@ def plan(
         speed: of one of its CPUs, as a multiple of one here; None takes 1.
         margin: share of the deadline that is kept free.
         max_drop: loss of score that a cascade may bring; None looks for none.
+        cascade: whether `output` is the cascade, where one is offered.
         rounds: how often each stage is timed.
         round_s: length of a round.
         threads: thread budget; None takes min(affinity, CPU quota).
@@ -248,7 +251,7 @@ def plan(
         machine=machine,
         deadline_s=deadline_s,
         margin=margin,
-        max_drop=max_drop,
+        max_drop=None if isinstance(blend, Rank) else max_drop,
         seed=seed,
         exhaustive_up_to=_exhaustive_up_to(score_s, len(grid.overlaps)),
     )
@@ -268,6 +271,7 @@ def plan(
             blend=blend,
             post=post,
             labels=labels,
+            offer=made.cascade if cascade else None,
             replace=replace,
         )
     result = PlanReport(
@@ -283,7 +287,12 @@ def plan(
         machine=machine,
         stages=_stages(made, measured, grid, inputs.workload),
         output=None if output is None else str(output),
-        notes=(*made.notes, *measured.notes, *_doubts(known, validation, data)),
+        notes=(
+            *made.notes,
+            *measured.notes,
+            *_doubts(known, validation, data),
+            *_cascade_notes(made, cascade),
+        ),
     )
     if save is not None:
         _save(Path(save), result)
@@ -389,28 +398,32 @@ def _write(
     blend: Blend,
     post: PostProcessing,
     labels: Sequence[str] | None,
+    offer: CascadeOffer | None,
     replace: bool,
 ) -> None:
-    """Write the ensemble of a plan."""
-    names = [name for name in folders if name in made.counts]
+    """Write the ensemble of a plan, or of the cascade that it offers."""
+    counts = made.counts if offer is None else {offer.judged.cascade.cheap: 0} | offer.counts
+    overlap = made.overlap if offer is None else offer.overlap
+    names = [name for name in folders if name in counts]
     chosen = [folders[name] for name in names]
     # Fewer bundles may need fewer numbers to be called differently.
     called = dict(zip(names, member_names(chosen), strict=True))
-    weights = tuple(float(made.counts[name]) for name in names)
-    views = dict(
-        zip(names, grid.views([post.view.get(name, _NO_VIEW) for name in names], made.overlap), strict=True)
-    )
+    own_views = [post.view.get(name, _NO_VIEW) for name in names]
+    views = dict(zip(names, grid.views(own_views, overlap), strict=True))
     make_ensemble(
         chosen,
         output,
-        blend=msgspec.structs.replace(blend, weights=weights),
+        blend=msgspec.structs.replace(blend, weights=tuple(float(counts[name]) for name in names)),
         post=PostProcessing(
-            step=grid.steps(post.step, made.overlap),
+            step=grid.steps(post.step, overlap),
             view={called[name]: view for name, view in views.items() if view != _NO_VIEW},
         ),
         labels=labels,
-        ladder=_ladder(made, grid.overlaps, called),
-        prior=_prior(validation, made),
+        ladder=_ladder(made, grid.overlaps, called)
+        if offer is None
+        else _cascade_ladder(offer, validation, called),
+        cascade=None if offer is None else _declared(offer, called),
+        prior=_prior(validation, overlap, counts),
         replace=replace,
     )
 
@@ -434,9 +447,28 @@ def _ladder(made: Plan, overlaps: Sequence[Overlap], called: Mapping[str, str]) 
     )
 
 
-def _prior(validation: Validation, made: Plan) -> list[float]:
+def _declared(offer: CascadeOffer, called: Mapping[str, str]) -> DeclaredCascade:
+    found = offer.judged.cascade
+    return DeclaredCascade(
+        member=called[found.cheap], lower=found.lower, upper=found.upper, share=offer.judged.share
+    )
+
+
+def _cascade_ladder(
+    offer: CascadeOffer, validation: Validation, called: Mapping[str, str]
+) -> tuple[DeclaredRung, ...]:
+    """Return the cascade and its first member alone, if that is worse."""
+    cheap = offer.judged.cascade.cheap
+    alone = validation.score(offer.overlap, {cheap: 1})
+    whole = DeclaredRung(members=tuple(called.values()), score=offer.judged.score)
+    if alone >= whole.score:
+        return (whole,)
+    return whole, DeclaredRung(members=(called[cheap],), score=alone)
+
+
+def _prior(validation: Validation, overlap: str, counts: Mapping[str, int]) -> list[float]:
     """Return the mean score of each class, which is what is known of a row that was not looked at."""
-    scores = validation.blended(made.overlap, made.counts)
+    scores = validation.blended(overlap, {name: count for name, count in counts.items() if count})
     return [float(value) for value in np.mean(scores, axis=0, dtype=np.float64)]
 
 
@@ -476,6 +508,19 @@ def _doubts(known: ValidatedScores, validation: Validation, data: Any) -> list[s
             f"{told - judged} of {told} labelled rows come out of no step at every overlap; left out"
         )
     return notes
+
+
+def _cascade_notes(made: Plan, wanted: bool) -> list[str]:
+    if not wanted:
+        return []
+    if made.cascade is None:
+        return ["no cascade is better than the plan, so there is none"]
+    offer = made.cascade
+    return [
+        f"the ensemble is the cascade: `{offer.judged.cascade.cheap}` scores every window, all members the "
+        f"{offer.judged.share:.0%} where it is uncertain; score {offer.judged.score:.4f}, "
+        f"{in_words(offer.time.expected_s)}"
+    ]
 
 
 def _save(path: Path, report: PlanReport) -> None:

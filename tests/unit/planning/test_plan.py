@@ -237,7 +237,9 @@ def test_a_cascade_is_offered_where_it_wins_and_not_where_it_does_not() -> None:
     cheap = offer.judged.cascade.cheap
     overlap = next(one for one in OVERLAPS if one.name == offer.overlap)
     others = sum(COSTS[name] for name in offer.counts if name != cheap)
-    row_s = 0.004 + overlap.windows_per_row * (0.005 + COSTS[cheap] + offer.judged.share * others)
+    again = offer.judged.share * COSTS[cheap] if cheap in offer.counts else 0.0
+    models_s = COSTS[cheap] + again + offer.judged.share * others
+    row_s = 0.004 + overlap.windows_per_row * (0.005 + models_s)
     assert offer.time.expected_s == pytest.approx(row_s * WORKLOAD.rows * sheet().overhead / 2)
     assert planned(clear, 5000.0).cascade is None  # nobody said what may be lost
     blurred = validation(0, sharp=0.2)

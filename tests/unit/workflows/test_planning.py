@@ -316,6 +316,44 @@ def test_another_machine_is_an_estimate(make: Any, tables: Tables) -> None:
     assert there.plan.time.expected_s < here.plan.time.expected_s / 4 / 0.5 + 2
 
 
+def test_a_cascade_that_is_written_is_what_was_offered(
+    make: Any, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Arrays whose first values the cheap member reads roughly and the others well."""
+    n = 400
+    truth = rng.random((n, 2)) < 0.3
+    x = np.stack([truth + rng.normal(0, 0.35, truth.shape), truth + rng.normal(0, 0.02, truth.shape)], axis=1)
+    np.save(tmp_path / "one.npy", x[0].reshape(4))
+    cheap = make("cheap", ArrayInput(shape=(4,)), settings=Settings(batch_size=256))
+    # The outputs of a scripted member are its first inputs, so those of the good one come from a table.
+    good = make("good", ArrayInput(shape=(4,)), scale=2.0, settings=Settings(batch_size=1))
+    for name, scores in (("cheap", x[:, 0]), ("good", x[:, 1]), ("truth", 1.0 * truth)):
+        lines = [f"{k}.npy,{a:.6f},{b:.6f}" for k, (a, b) in enumerate(scores)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,a,b", *lines]))
+    found = planned(
+        [cheap, good],
+        scores=[tmp_path / "cheap.csv", tmp_path / "good.csv"],
+        truth=tmp_path / "truth.csv",
+        workload=tmp_path / "one.npy",
+        max_drop=0.05,
+        cascade=True,
+        output=tmp_path / "e.alula",
+    )
+    offer = found.plan.cascade
+    assert offer is not None
+    assert offer.judged.cascade.cheap == "cheap"
+    assert any("the ensemble is the cascade" in note for note in found.notes)
+    manifest = read_ensemble(tmp_path / "e.alula")
+    assert manifest.cascade is not None
+    assert (manifest.cascade.member, manifest.cascade.lower) == ("cheap", offer.judged.cascade.lower)
+    weights = dict(zip(("cheap", "good"), manifest.blend.weights or (), strict=True))  # type: ignore[union-attr]
+    assert weights == {"cheap": 0.0, **offer.counts}
+    assert manifest.ladder[0].members == ("cheap", "good")
+    with load(tmp_path / "e.alula", threads=1) as ensemble:
+        (result,) = ensemble.map([tmp_path / "one.npy"])
+        assert result.scores is not None
+
+
 def test_images_from_a_folder(make: Any, tmp_path: Path) -> None:
     description = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
     images = write_images(tmp_path / "images", per_class=4)
