@@ -22,6 +22,7 @@ from alula.measure import Clock
 from alula.pipeline import AtomicFile
 from alula.planning import (
     EXHAUSTIVE_UP_TO,
+    NARROWED_CLASSES,
     CascadeOffer,
     Machine,
     Overlap,
@@ -43,6 +44,7 @@ from alula.workflows.validated_scores import (
     from_data,
     from_tables,
     row_grid,
+    some_of,
     validation_of,
 )
 from alula.workflows.workloads import Inputs, inputs_of
@@ -52,6 +54,8 @@ __all__ = ["MeasuredStage", "PlanReport", "plan"]
 Report = Callable[[str], None]
 
 _NO_VIEW = View()
+# Weights and bands are found in thousands of tries; one of them may take so long.
+_MOST_SCORE_S = 0.05
 # Time that trying all subsets may take; beyond it members are picked greedily.
 _CHOOSING_S = 60.0
 
@@ -220,16 +224,23 @@ def plan(
                 f"The metric `{chosen_metric.name}` knows no truth; expected one that judges by it."
             )
         classes = opened.lineup.blender.alignment
-        validation = validation_of(
-            known,
-            grid=grid,
-            metric=chosen_metric,
-            blend=blend,
-            post=post,
-            activation=opened.lineup.activation,
-            classes=classes.classes,
-        )
+
+        def validated(some: ValidatedScores) -> Validation:
+            return validation_of(
+                some,
+                grid=grid,
+                metric=chosen_metric,
+                blend=blend,
+                post=post,
+                activation=opened.lineup.activation,
+                classes=classes.classes,
+            )
+
+        validation = validated(known)
         score_s = _score_s(validation, opened.names)
+        if score_s > _MOST_SCORE_S:
+            validation = validated(some_of(known, share=_MOST_SCORE_S / score_s, seed=seed))
+            score_s = _MOST_SCORE_S
         measured = measure_stages(
             opened,
             inputs,
@@ -254,6 +265,7 @@ def plan(
         max_drop=None if isinstance(blend, Rank) else max_drop,
         seed=seed,
         exhaustive_up_to=_exhaustive_up_to(score_s, len(grid.overlaps)),
+        narrowed=_narrowed(score_s),
     )
     if not made.fits:
         raise UsageError(
@@ -351,6 +363,16 @@ def _exhaustive_up_to(score_s: float, overlaps: int) -> int:
     # All rows, then both halves; a score of half of the rows takes half of the time.
     tries = _CHOOSING_S / (2 * overlaps * score_s)
     return max(1, min(EXHAUSTIVE_UP_TO, int(math.log2(max(2.0, tries)))))
+
+
+def _narrowed(score_s: float) -> int:
+    """Return how many classes of a cascade may get bands of their own in the time for choosing.
+
+    >>> _narrowed(0.001), _narrowed(0.05)
+    (48, 6)
+    """
+    # Up to ten tries for a class; of two ensembles and three first members, on all rows and on both halves.
+    return min(NARROWED_CLASSES, int(_CHOOSING_S / (10 * 2 * 3 * 3 * score_s)))
 
 
 def _too_short(
@@ -469,7 +491,8 @@ def _cascade_ladder(
 def _prior(validation: Validation, overlap: str, counts: Mapping[str, int]) -> list[float]:
     """Return the mean score of each class, which is what is known of a row that was not looked at."""
     scores = validation.blended(overlap, {name: count for name, count in counts.items() if count})
-    return [float(value) for value in np.mean(scores, axis=0, dtype=np.float64)]
+    means: list[float] = scores.mean(axis=0, dtype=np.float64).tolist()
+    return means
 
 
 def _stages(made: Plan, measured: Measured, grid: RowGrid, workload: Workload) -> tuple[MeasuredStage, ...]:
@@ -505,7 +528,8 @@ def _doubts(known: ValidatedScores, validation: Validation, data: Any) -> list[s
     judged, told = len(validation.y_true), len(known.truth_keys)
     if judged < told:
         notes.append(
-            f"{told - judged} of {told} labelled rows come out of no step at every overlap; left out"
+            f"judged on {judged} of {told} rows: recordings drawn so that it takes minutes, or rows that "
+            "come out of the steps at every overlap"
         )
     return notes
 

@@ -164,7 +164,7 @@ def measure_stages(
         bench = _Bench(opened.threads, used, held)
         if inputs.kind == "audio":
             assert row_s is not None
-            stages = _AudioStages(opened, inputs, bench, row_s)
+            stages: _AudioStages | _FileStages = _AudioStages(opened, inputs, bench, row_s)
         else:
             stages = _FileStages(opened, inputs, bench)
         for place, name in enumerate(opened.names):

@@ -27,7 +27,7 @@ from alula.workflows.opened_members import OpenedMembers
 from alula.workflows.prediction import kind_of_input
 from alula.workflows.running import activated
 
-__all__ = ["RowGrid", "ValidatedScores", "from_data", "from_tables", "row_grid", "validation_of"]
+__all__ = ["RowGrid", "ValidatedScores", "from_data", "from_tables", "row_grid", "some_of", "validation_of"]
 
 Array: TypeAlias = NDArray[Any]
 Float32: TypeAlias = NDArray[np.float32]
@@ -343,7 +343,7 @@ def _joined(
 
     def emit(task: Path | int, found: list[Any], outputs: Arrays) -> None:
         keys.extend(RowKey(str(task), start_s, end_s) for start_s, end_s in found)
-        parts.append(outputs[0])
+        parts.append(np.asarray(outputs[0], np.float32))
 
     def fail(task: Path | int, error: AlulaError) -> None:
         problems.append(error)
@@ -424,6 +424,28 @@ def _tracks(keys: Sequence[RowKey], scores: Float32) -> Iterator[tuple[str, Trac
             ),
         )
         begin = end
+
+
+def some_of(scores: ValidatedScores, *, share: float, seed: int) -> ValidatedScores:
+    """Return the scores of a share of the recordings, drawn at random; at least two."""
+    paths = sorted({key.path for key in scores.truth_keys})
+    drawn = np.random.default_rng(seed).permutation(len(paths))[: max(2, round(share * len(paths)))]
+    kept = {paths[place] for place in drawn}
+    rows = {
+        overlap: [row for row, key in enumerate(keys) if key.path in kept]
+        for overlap, keys in scores.keys.items()
+    }
+    judged = [row for row, key in enumerate(scores.truth_keys) if key.path in kept]
+    return ValidatedScores(
+        source=scores.source,
+        keys={overlap: tuple(scores.keys[overlap][row] for row in some) for overlap, some in rows.items()},
+        predictions={
+            overlap: {name: part[rows[overlap]] for name, part in members.items()}
+            for overlap, members in scores.predictions.items()
+        },
+        truth_keys=tuple(scores.truth_keys[row] for row in judged),
+        y_true=scores.y_true[judged],
+    )
 
 
 def validation_of(

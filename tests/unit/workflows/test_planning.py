@@ -34,7 +34,7 @@ from alula.core import (
 from alula.errors import BundleError, DataError, UsageError
 from alula.measure.fake import ScriptedClock
 from alula.postprocess import PostProcessing
-from alula.workflows import PlanReport, load, parse_duration_s, plan, stage_costs
+from alula.workflows import PlanReport, load, parse_duration_s, plan, planning, stage_costs
 
 RATE_HZ = 1_000
 WAVE = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0)
@@ -352,6 +352,16 @@ def test_a_cascade_that_is_written_is_what_was_offered(
     with load(tmp_path / "e.alula", threads=1) as ensemble:
         (result,) = ensemble.map([tmp_path / "one.npy"])
         assert result.scores is not None
+
+
+def test_many_rows_are_judged_by_some_of_their_recordings(
+    make: Any, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_score_s", lambda validation, names: 4 * planning._MOST_SCORE_S)
+    found = planned([make("m")], scores=[tables.member("m", 1.0)], truth=tables.truth_path)
+    assert (found.rows, found.recordings) == (30, 3)
+    assert any("judged on 30 of 120 rows" in note for note in found.notes)
+    assert found.plan.score != pytest.approx(auc(tables.truth, tables.scores["m"]))
 
 
 def test_images_from_a_folder(make: Any, tmp_path: Path) -> None:
