@@ -83,7 +83,7 @@ def write_scripted_bundle(
             golden=tuple(results),
         ),
         artifacts={"artifacts/fake-fp32": scratch / "artifact"},
-        golden={"input_0": golden, **results},
+        golden={"input_0": golden, "baseline_0": results["fake_0"], **results},
         journal=scratch / "search.jsonl",
     )
     return target
@@ -111,14 +111,15 @@ def write_wav(path: Path, samples: np.ndarray, *, rate_hz: int = 8000) -> Path:
     return path
 
 
-def write_audio_bundle(target: Path, *, scratch: Path) -> Path:
+def write_audio_bundle(target: Path, *, scratch: Path, seed: int = 11) -> Path:
     """Write a bundle of one linear layer over the mel bands of `RECORDINGS`, with three labels; return it.
 
     Args:
         target: the bundle.
         scratch: empty folder for what goes into it.
+        seed: of the weights.
     """
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(seed)
     features = make_features(RECORDINGS)
     assert isinstance(features, AudioFeatures)
     waves = random.uniform(-1, 1, (4, RECORDINGS.window_samples, 1)).astype(np.float32)

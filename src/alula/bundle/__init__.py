@@ -1,6 +1,7 @@
 """The delivered folder: written in one step, verified byte by byte, started where it is right."""
 
 from alula.bundle.ensembles import (
+    DeclaredCascade,
     DeclaredRung,
     EnsembleManifest,
     MemberRecord,
@@ -49,6 +50,7 @@ __all__ = [
     "Activation",
     "Baseline",
     "BundleWarning",
+    "DeclaredCascade",
     "DeclaredRung",
     "Deployed",
     "EnsembleManifest",

@@ -16,7 +16,14 @@ from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_ty
 from alula.core import Blend, Step, View
 from alula.errors import BundleError
 
-__all__ = ["DeclaredRung", "EnsembleManifest", "MemberRecord", "decode_ensemble", "encode_ensemble"]
+__all__ = [
+    "DeclaredCascade",
+    "DeclaredRung",
+    "EnsembleManifest",
+    "MemberRecord",
+    "decode_ensemble",
+    "encode_ensemble",
+]
 
 
 class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +40,25 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     folder: str
     checksum: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     view: View = View()
+
+
+class DeclaredCascade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the members are asked: one scores every window, the others those where it is uncertain.
+
+    Where it is not, its own scores are the ensemble's. Where it is, those of all members are blended; its own
+    weight may be 0.
+
+    Attributes:
+        member: that scores every window.
+        lower: by label, the lowest score that is uncertain.
+        upper: by label, the highest; below the lowest where none is.
+        share: of windows that were uncertain when this was learned.
+    """
+
+    member: str
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class DeclaredRung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +89,8 @@ class EnsembleManifest(
         labels: class names in the order of the result's columns; None where the members have none.
         steps: post-processing of each file after the blend, in order.
         ladder: what a job does that gets short of time, the best first; empty for the default.
+        cascade: which windows need all members; None where all do.
+        prior: by label, what a row holds that there was no time for; None where it is not known.
         files: every other file of the folder, those of the members included.
         checksum: SHA-256 of this document with an empty checksum.
     """
@@ -76,6 +104,8 @@ class EnsembleManifest(
     steps: tuple[Step, ...]
     files: dict[str, FileRecord]
     ladder: tuple[DeclaredRung, ...] = ()
+    cascade: DeclaredCascade | None = None
+    prior: tuple[float, ...] | None = None
     checksum: str = ""
 
 

@@ -288,6 +288,92 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("bundles", nargs=-1, required=True, type=FOLDER)
+@click.option("--workload", required=True, help="200x10m, a folder, or a count of images or arrays.")
+@click.option("--deadline", required=True, help="Time for the whole job, such as 110m.")
+@click.option(
+    "--scores",
+    multiple=True,
+    type=FOLDER,
+    help="Table of scores of rows whose truth is known, one per bundle, or one with a column `member`.",
+)
+@click.option("--truth", type=FOLDER, help="Table of the same rows: 0 or 1 per class, or a column `label`.")
+@click.option("--data", help="Labelled data in place of --scores and --truth; the bundles are run over it.")
+@click.option("--metric", help="top1, balanced_accuracy, macro_auc, padded_cmap, mse or file.py:fn.")
+@click.option(
+    "--blend",
+    type=click.Choice([name for name in BLENDS if name not in ("min", "max")]),
+    default="mean",
+    show_default=True,
+    help="How scores become one; the weights are found.",
+)
+@click.option("--exponent", type=float, help="Of `--blend power`; default 2.")
+@click.option("--post", type=FOLDER, help="TOML file of post-processing: views of bundles and steps.")
+@click.option("--overlaps", default="1", show_default=True, help="Windows per row to compare: 1,2.")
+@click.option("--labels", help="The classes: a,b,c or a file with one per line; default the bundles'.")
+@click.option("--cpus", type=float, help="Of the machine of the job, if it is another: an estimate.")
+@click.option("--speed", type=float, help="Of one of its CPUs, as a multiple of one here.")
+@click.option("--margin", type=float, default=0.05, show_default=True, help="Share of the time kept free.")
+@click.option("--max-drop", type=float, default=0.005, show_default=True, help="Of a cascade's score.")
+@click.option("--cascade", is_flag=True, help="Make the ensemble a cascade, where one is offered.")
+@click.option("--rounds", type=int, default=6, show_default=True, help="How often each stage is timed.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a round.")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@click.option("--trust-code", is_flag=True, help="Load recipes that are code (TorchScript, .pt2).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split it is judged on.")
+@click.option("-o", "--output", type=FOLDER, help="The ensemble to make, NAME.alula.")
+@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+@click.option("--save", type=FOLDER, help="File for the plan as JSON.")
+@command_options
+def plan(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
+    """Find which of BUNDLES, with which weights, score best in a time, and make the ensemble of them.
+
+    Measures every stage of the job here: decoding, features, each bundle, writing, loading.
+    """
+    from alula.cli.blends import blend_of
+    from alula.cli.progress import SearchProgress
+    from alula.cli.render import draw_plan
+    from alula.postprocess import read_postprocessing
+    from alula.workflows import plan as run
+
+    found = run(
+        bundles,
+        workload=options["workload"],
+        deadline=options["deadline"],
+        scores=options["scores"],
+        truth=options["truth"],
+        data=None if options["data"] is None else _existing(options["data"]),
+        metric=options["metric"],
+        blend=blend_of(options["blend"], weights=None, class_weights=None, exponent=options["exponent"]),
+        post=None if options["post"] is None else read_postprocessing(options["post"]),
+        overlaps=_counts(options["overlaps"]),
+        labels=_labels(options["labels"]),
+        cpus=options["cpus"],
+        speed=options["speed"],
+        margin=options["margin"],
+        max_drop=options["max_drop"],
+        cascade=options["cascade"],
+        rounds=options["rounds"],
+        round_s=options["seconds"],
+        threads=options["threads"],
+        trust_code=options["trust_code"],
+        seed=options["seed"],
+        output=options["output"],
+        replace=options["replace"],
+        save=options["save"],
+        report=SearchProgress(screen).report,
+    )
+    screen.result(found, lambda console: draw_plan(console, found))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = csv_of(text) or ()
+    if not parts or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--overlaps {text} is no list of whole numbers; expected such as 1,2.")
+    return tuple(map(int, parts))
+
+
+@cli.command()
 @click.argument("what", nargs=-1, required=True)
 @click.option("--compare", multiple=True, help="Another bundle or model, measured in turn. Repeatable.")
 @click.option("--scenario", type=click.Choice(SCENARIOS), default="offline", show_default=True)

@@ -158,6 +158,7 @@ _LISTS = {
     "bundles",
     "inputs",
     "names",
+    "scores",
     "what",
 }  # arguments that take several values; other lists are comma-separated text
 

@@ -12,16 +12,19 @@ from rich.table import Table
 from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, read_measurements
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
+from alula.planning import plan_rows
 from alula.tuning import read_journal
 from alula.workflows import (
     PRIOR,
     BenchReport,
     DeadlineReport,
     Diagnosis,
+    PlanReport,
     PredictionReport,
     SurveyReport,
     SurveyRow,
 )
+from alula.workflows.durations import in_words
 
 __all__ = [
     "draw_bench",
@@ -29,6 +32,7 @@ __all__ = [
     "draw_diagnosis",
     "draw_ensemble",
     "draw_manifest",
+    "draw_plan",
     "draw_prediction",
     "draw_search",
     "draw_survey",
@@ -222,6 +226,57 @@ def _fields(name: str, value: msgspec.Struct) -> str:
 def _short(names: Sequence[str]) -> str:
     shown = ", ".join(names[:6])
     return f"{len(names)}: {shown}{', …' if len(names) > 6 else ''}"
+
+
+def draw_plan(console: Console, report: PlanReport) -> None:
+    """Draw what a plan takes and leaves out, what its stages cost, and what it was made from."""
+    made, work = report.plan, report.workload
+    heading, *rows = plan_rows(made)
+    table = _plain_table(*heading, right=(1,))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False, markup=False)
+    console.print()
+    costs = _plain_table("stage", "unit", "core-ms", "+-", "core-s in the job", right=(2, 3, 4))
+    for stage in report.stages:
+        costs.add_row(
+            stage.name,
+            stage.per,
+            f"{1e3 * stage.core_s:.3g}",
+            f"{stage.spread:.0%}",
+            f"{stage.job_core_s:.3g}" if stage.job_core_s else "not needed",
+        )
+    console.print(costs, highlight=False, markup=False)
+    console.print()
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in made.weights.items())
+    left_s = report.deadline_s - made.time.expected_s
+    pairs = [
+        ("members", weights),
+        ("overlap", made.overlap),
+        (
+            "score",
+            f"{report.metric} {made.score:.4f} on {report.rows} rows of {report.recordings} recordings",
+        ),
+        (
+            "time",
+            f"{in_words(made.time.expected_s)}, with 90 % between {in_words(made.time.low_s)} and "
+            f"{in_words(made.time.high_s)}; {in_words(left_s)} before the deadline of "
+            f"{in_words(report.deadline_s)}",
+        ),
+        ("workload", f"{work.files} files, {work.rows} rows"),
+        ("machine", f"{report.machine.cpus:g} CPUs" + _other_machine(report)),
+        ("judged by", report.judged_on),
+        *(("short of time", f"{rung.name}: {rung.score:.4f}") for rung in made.ladder[1:]),
+    ]
+    if report.output is not None:
+        pairs.append(("ensemble", report.output))
+    pairs += [("note", note) for note in report.notes]
+    _draw_pairs(console, pairs)
+
+
+def _other_machine(report: PlanReport) -> str:
+    machine = report.machine
+    return "" if machine.measured else f" of {machine.speed:g} times the speed of one here: an estimate"
 
 
 def draw_prediction(console: Console, report: PredictionReport) -> None:

@@ -46,11 +46,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             sides; before the beginning and behind the end of the recording there is silence. With window_s =
             10, hop_s = 5 and keep_s = 5 each 5 s are seen in 10 s of context. None: rows are about whole
             windows.
+        hop_s: seconds between the windows; None takes that of the bundle. Where it is shorter than `keep_s`,
+            rows overlap, and a step `overlap` makes one of them for each segment.
         output: name of the model's output that holds the scores; None takes the first.
         frames: how scores per frame become one per window; None where there are no frames.
     """
 
     keep_s: Seconds | None = None
+    hop_s: Seconds | None = None
     output: str | None = None
     frames: CentralMaximum | None = None
 

@@ -7,6 +7,7 @@ from alula.data.image import MAX_PIXELS, read_image
 from alula.data.opening import open_samples
 from alula.data.samples import Item, Samples, Task
 from alula.data.split import Split, split
+from alula.data.tables import RowKey, ScoreTable, places_of, read_scores
 
 __all__ = [
     "ARRAY_SUFFIXES",
@@ -15,7 +16,9 @@ __all__ = [
     "MAX_PIXELS",
     "Item",
     "Kind",
+    "RowKey",
     "Samples",
+    "ScoreTable",
     "Split",
     "Task",
     "detect_kind",
@@ -23,7 +26,9 @@ __all__ = [
     "kind_of",
     "open_audio",
     "open_samples",
+    "places_of",
     "read_array",
     "read_image",
+    "read_scores",
     "split",
 ]

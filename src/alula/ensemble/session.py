@@ -35,6 +35,8 @@ _ROUNDS = 2
 _MIN_ROWS = 32
 # The inputs of one call. A job holds about three calls' worth.
 _MAX_BATCH_BYTES = 64 * 2**20
+# Of the rows of a cascade: a rarer one is not waited for.
+_LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +59,7 @@ class Member:
     close: Callable[[], None]
 
 
-def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int) -> int:
+def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int, share: float = 1.0) -> int:
     """Return how many rows to give to an ensemble at once.
 
     A multiple of what every member takes in one round of its instances where there is a small one, so that
@@ -66,16 +68,19 @@ def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int) -> int:
     Args:
         settings: of each member.
         row_bytes: size of the arrays of one row.
+        share: of the rows that most members compute, as in a cascade; twice the memory is then affordable.
 
     >>> shared_batch_size([Settings(instances=2, batch_size=8), Settings(batch_size=12)], row_bytes=1)
     48
+    >>> shared_batch_size([Settings(instances=2, batch_size=8)], row_bytes=1, share=0.25)
+    128
     """
     steps = [each.instances * each.batch_size for each in settings]
     least = max(steps)
     common = math.lcm(*steps)
     unit = common if common <= 4 * least else least
-    wanted = max(_ROUNDS * least, _MIN_ROWS)
-    affordable = _MAX_BATCH_BYTES // max(1, row_bytes)
+    wanted = math.ceil(max(_ROUNDS * least, _MIN_ROWS) / max(share, _LEAST_SHARE))
+    affordable = _MAX_BATCH_BYTES * (1 if share == 1 else 2) // max(1, row_bytes)
     return max(least, min(-(-wanted // unit), affordable // unit) * unit)
 
 

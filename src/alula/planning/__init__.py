@@ -3,7 +3,7 @@
 Numbers and arrays only: what was measured and validated comes in, a plan comes out. Nothing is run here.
 """
 
-from alula.planning.cascade import Cascade, JudgedCascade, judge_cascade, learn_cascade
+from alula.planning.cascade import NARROWED_CLASSES, Cascade, JudgedCascade, judge_cascade, learn_cascade
 from alula.planning.costs import (
     CostSheet,
     Duration,
@@ -16,12 +16,14 @@ from alula.planning.costs import (
     parse_workload,
     row_loads,
 )
-from alula.planning.ladder import declare_ladder
+from alula.planning.ladder import PlannedRung, declare_ladder
 from alula.planning.plan import CascadeOffer, LeftOut, Plan, PlanStep, make_plan, plan_rows
-from alula.planning.selection import Picked, best_within
+from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
 from alula.planning.validation import Blend, Validation, halves, weighted_mean
 
 __all__ = [
+    "EXHAUSTIVE_UP_TO",
+    "NARROWED_CLASSES",
     "Blend",
     "Cascade",
     "CascadeOffer",
@@ -35,6 +37,7 @@ __all__ = [
     "Picked",
     "Plan",
     "PlanStep",
+    "PlannedRung",
     "Stage",
     "Validation",
     "Workload",

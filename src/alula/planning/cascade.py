@@ -22,7 +22,7 @@ from alula.accuracy import Metric
 from alula.errors import UsageError
 from alula.planning.validation import Validation, halves
 
-__all__ = ["TAILS", "Cascade", "JudgedCascade", "bands", "judge_cascade", "learn_cascade"]
+__all__ = ["NARROWED_CLASSES", "TAILS", "Cascade", "JudgedCascade", "bands", "judge_cascade", "learn_cascade"]
 
 Array: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -32,8 +32,9 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 TAILS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 """Shares of a class's positives below its band, and of its negatives above it, that are tried."""
 
-# Classes whose bands are narrowed one by one: those that make most windows uncertain.
-_NARROWED_CLASSES = 48
+NARROWED_CLASSES = 48
+"""Classes whose bands are narrowed one by one: those that make most windows uncertain."""
+
 # Share of the limit that may be spent on the recordings learned on; the rest is for others being different.
 _LEARNED_SHARE = 0.5
 
@@ -132,6 +133,7 @@ def learn_cascade(
     y_true: Array,
     metric: Metric,
     max_drop: float,
+    narrowed: int = NARROWED_CLASSES,
 ) -> Cascade | None:
     """Return the cascade with the fewest uncertain windows whose score on these rows stays within the limit.
 
@@ -145,6 +147,7 @@ def learn_cascade(
         y_true: labels, shape (n,) or (n, c).
         metric: judges scores.
         max_drop: largest loss beside `full`, in units of the metric.
+        narrowed: so many classes get bands of their own, those that make most windows uncertain.
 
     Raises:
         AccuracyError: the metric is not defined on these rows.
@@ -170,7 +173,7 @@ def learn_cascade(
     tails = np.full(classes, found[1])
     lower, upper = bands(cheap, truth, tails)
     inside = _inside(cheap, (lower, upper))
-    for k in np.argsort(-inside.sum(axis=0), kind="stable")[:_NARROWED_CLASSES]:
+    for k in np.argsort(-inside.sum(axis=0), kind="stable")[:narrowed]:
         others = np.asarray(np.delete(inside, k, axis=1).any(axis=1))
         for tail in TAILS[TAILS.index(found[1]) + 1 :]:
             low, high = _band(cheap, truth, int(k), tail)
@@ -190,6 +193,7 @@ def judge_cascade(
     counts: Mapping[str, int],
     max_drop: float,
     seed: int = 0,
+    narrowed: int = NARROWED_CLASSES,
 ) -> JudgedCascade | None:
     """Return a cascade learned on all rows, and its worth as learned on one half and judged on the other.
 
@@ -202,12 +206,14 @@ def judge_cascade(
         counts: the ensemble that scores uncertain windows.
         max_drop: largest loss of score that is allowed, in units of the metric.
         seed: of the split.
+        narrowed: see `learn_cascade`.
 
     Raises:
         AccuracyError: the metric is not defined on one of the halves.
         UsageError: there is only one recording.
     """
-    scores = np.asarray(validation.predictions[overlap][cheap])
+    # Blended alone, it is on the scale of the others' blend.
+    scores = np.asarray(validation.blended(overlap, {cheap: 1}))
     full = validation.blended(overlap, counts)
 
     def learned_on(rows: IntArray) -> Cascade | None:
@@ -218,6 +224,7 @@ def judge_cascade(
             y_true=validation.y_true[rows],
             metric=validation.metric,
             max_drop=_LEARNED_SHARE * max_drop,
+            narrowed=narrowed,
         )
 
     final = learned_on(np.arange(len(scores), dtype=np.int64))

@@ -30,7 +30,7 @@ __all__ = [
     "row_loads",
 ]
 
-Per: TypeAlias = Literal["file", "row", "window"]
+Per: TypeAlias = Literal["job", "file", "row", "window"]
 
 # Relative standard deviation added where a plan is for another machine than the one measured: engines, caches
 # and memory do not scale with a single number.
@@ -43,7 +43,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cost: core-seconds per unit.
         per: what a unit is. Decoding is per row of the output; a model is per window, of which overlap makes
-            several per row; a spectrogram is per row where overlapping windows share it.
+            several per row; a spectrogram is per row where overlapping windows share it. What is per job
+            comes once, before all else, and no other CPU works meanwhile: loading an engine.
         serial: whether one input's units come one after the other, as decoding and features do.
     """
 
@@ -215,14 +216,15 @@ def row_loads(
     *,
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Return the units of each stage that one row takes; stages counted per file are left out.
+    """Return the units of each stage that one row takes; stages per file and per job are left out.
 
     Args:
         members: that compute the row.
         overlap: how many windows a row has.
         sheet: what stages there are.
-        shares: by member, the share of rows that it computes, where not all. A stage that several members
-            need is needed for the largest of their shares.
+        shares: by member, the share of rows that its model computes, where not all, or more than 1 where it
+            computes some twice. What a model needs before is made for all rows: which of them it will compute
+            is not known then.
 
     Raises:
         UsageError: a member needs a stage that was not measured.
@@ -230,18 +232,18 @@ def row_loads(
     needed = dict.fromkeys(sheet.common, 1.0)
     for member in members:
         share = 1.0 if shares is None else shares.get(member.name, 1.0)
-        for name in (*member.features, member.model):
+        for name, part in (*((before, 1.0) for before in member.features), (member.model, share)):
             if name not in sheet.stages:
                 raise UsageError(
                     f"`{member.name}` needs the stage `{name}`, which was not measured."
                     f"{closest(name, sheet.stages)}"
                 )
-            needed[name] = max(needed.get(name, 0.0), share)
+            needed[name] = max(needed.get(name, 0.0), part)
     units = {"row": 1.0, "window": overlap.windows_per_row}
     return {
         name: share * units[sheet.stages[name].per]
         for name, share in needed.items()
-        if sheet.stages[name].per != "file" and share > 0
+        if sheet.stages[name].per in units and share > 0
     }
 
 
@@ -258,9 +260,9 @@ def duration(
 ) -> Duration:
     """Return how long a job takes.
 
-    The larger of two bounds: all work over all CPUs, and the serial stages of the longest input, which one
-    CPU has to do one after the other. Costs of different stages err independently, the machine errs for
-    all at once, and the time is taken as log-normal.
+    What comes once per job, and the larger of two bounds: all work over all CPUs, and the serial stages of
+    the longest input, which one CPU has to do one after the other. Costs of different stages err
+    independently, the machine errs for all at once, and the time is taken as log-normal.
 
     Args:
         members: of the ensemble.
@@ -280,16 +282,21 @@ def duration(
     units = {name: load * workload.rows for name, load in loads.items()}
     units |= {name: float(workload.files) for name in used if sheet.stages[name].per == "file"}
     work_s = {name: units[name] * sheet.stages[name].cost.core_s for name in units}
+    once_s = {name: sheet.stages[name].cost.core_s for name in used if sheet.stages[name].per == "job"}
     total_s = sum(work_s.values())
     serial_s = sum(
         load * workload.longest_rows * sheet.stages[name].cost.core_s
         for name, load in loads.items()
         if sheet.stages[name].serial
     )
-    expected_s = max(total_s * sheet.overhead / machine.cpus, serial_s) / machine.speed
+    busy_s = max(total_s * sheet.overhead / machine.cpus, serial_s)
+    expected_s = (busy_s + sum(once_s.values())) / machine.speed
     if not expected_s > 0:
         return Duration(expected_s=0.0, low_s=0.0, high_s=0.0)
-    variance = sum((work_s[name] * sheet.stages[name].cost.spread) ** 2 for name in work_s) / total_s**2
+    # Each stage's part of the time.
+    parts_s = {name: work / total_s * busy_s for name, work in work_s.items()} | once_s
+    variance = sum((part * sheet.stages[name].cost.spread) ** 2 for name, part in parts_s.items())
+    variance /= sum(parts_s.values()) ** 2
     variance += sheet.spread**2 + extra_spread**2 + (0.0 if machine.measured else _SCALING_SPREAD**2)
     factor = math.exp(NormalDist().inv_cdf((1 + chance) / 2) * math.sqrt(math.log1p(variance)))
     return Duration(expected_s=expected_s, low_s=expected_s / factor, high_s=expected_s * factor)

@@ -12,9 +12,21 @@ from alula.errors import UsageError
 from alula.pipeline import Rung
 from alula.planning.costs import CostSheet, Member, Overlap, row_loads
 
-__all__ = ["declare_ladder"]
+__all__ = ["PlannedRung", "declare_ladder"]
 
 Score = Callable[[frozenset[str], str], float]
+
+
+class PlannedRung(Rung, frozen=True, kw_only=True):
+    """A rung that says what it is made of.
+
+    Attributes:
+        members: names of those that are computed.
+        overlap: name.
+    """
+
+    members: tuple[str, ...]
+    overlap: str
 
 
 def declare_ladder(
@@ -24,7 +36,7 @@ def declare_ladder(
     sheet: CostSheet,
     score: Score,
     members_first: bool = False,
-) -> tuple[Rung, ...]:
+) -> tuple[PlannedRung, ...]:
     """Return ways to compute a row, the best first; each is cheaper and scores less than the one before.
 
     Rungs that a cheaper one beats are left out.
@@ -47,12 +59,14 @@ def declare_ladder(
         raise UsageError("Two members got one name or one model stage; expected each member to have its own.")
     dense = sorted(overlaps, key=lambda overlap: -overlap.windows_per_row)
 
-    def rung(names: frozenset[str], level: int) -> Rung:
+    def rung(names: frozenset[str], level: int) -> PlannedRung:
         chosen = [member for member in members if member.name in names]
-        return Rung(
+        return PlannedRung(
             name=_words(chosen, dense[level], several=len(dense) > 1),
             loads=row_loads(chosen, dense[level], sheet),
             score=score(names, dense[level].name),
+            members=tuple(member.name for member in chosen),
+            overlap=dense[level].name,
         )
 
     def smaller(names: frozenset[str], level: int) -> list[tuple[frozenset[str], int]]:
@@ -82,9 +96,9 @@ def _loss_per_core_s(before: Rung, after: Rung, sheet: CostSheet) -> float:
     return (before.score - after.score) / saved_s
 
 
-def _undominated(rungs: Sequence[Rung], sheet: CostSheet) -> tuple[Rung, ...]:
+def _undominated(rungs: Sequence[PlannedRung], sheet: CostSheet) -> tuple[PlannedRung, ...]:
     """Return the rungs that no cheaper one equals or beats, in order."""
-    kept: list[Rung] = []
+    kept: list[PlannedRung] = []
     for one in rungs:
         cost_s = row_core_s(one.loads, sheet)
         while kept and kept[-1].score <= one.score and row_core_s(kept[-1].loads, sheet) >= cost_s:

@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from alula.errors import AccuracyError, UsageError
-from alula.pipeline import Rung
-from alula.planning.cascade import JudgedCascade, judge_cascade
+from alula.planning.cascade import NARROWED_CLASSES, JudgedCascade, judge_cascade
 from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration
-from alula.planning.ladder import declare_ladder
-from alula.planning.selection import Picked, best_within
+from alula.planning.ladder import PlannedRung, declare_ladder
+from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
 from alula.planning.validation import IntArray, Validation, halves
 
 __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_rows"]
 
 # A gain below this is not told from none by any validation set that people have.
 _WORTH_SAYING = 5e-5
+# A cascade begins with one of so many members, the cheapest: what is asked of every window must cost little.
+_MOST_FIRST = 3
 # A cascade that does not score more must save at least this share of the time, or it is not worth its bands.
 _WORTH_CASCADING = 0.2
 
@@ -106,7 +107,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
     steps: tuple[PlanStep, ...]
     left_out: tuple[LeftOut, ...]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[PlannedRung, ...]
     cascade: CascadeOffer | None
     notes: tuple[str, ...]
 
@@ -129,6 +130,8 @@ def make_plan(
     margin: float = 0.05,
     max_drop: float | None = None,
     seed: int = 0,
+    exhaustive_up_to: int = EXHAUSTIVE_UP_TO,
+    narrowed: int = NARROWED_CLASSES,
 ) -> Plan:
     """Return the plan with the best validated score whose time fits with high probability.
 
@@ -141,19 +144,22 @@ def make_plan(
         machine: where.
         deadline_s: time allowed.
         margin: share of it that is kept free; the upper end of the time's interval must fit into the rest.
-        max_drop: loss of score that a cascade may bring, in units of the metric; None for no cascade.
+        max_drop: loss of score that a cascade may bring, in units of the metric; None for no cascade. None is
+            looked for either where `validation.finish` makes rows of others.
         seed: of the split that cascades are judged on.
+        exhaustive_up_to: so many members have all their subsets tried; more are picked greedily.
+        narrowed: so many classes of a cascade get bands of their own.
 
     Raises:
         UsageError: members, overlaps, predictions and costs do not belong together, or there is no time.
         AccuracyError: the metric is not defined.
     """
     _check(members, overlaps, validation, deadline_s=deadline_s, margin=margin)
-    planner = _Planner(members, overlaps, sheet, validation, workload, machine)
+    planner = _Planner(members, overlaps, sheet, validation, workload, machine, exhaustive_up_to)
     limit_s = deadline_s * (1 - margin)
     best = planner.best_of_all(limit_s)
     fits = best is not None
-    overlap, picked = best or planner.cheapest()
+    overlap, picked, ladder = planner.settled(*(best or planner.cheapest()))
     notes = []
     if not machine.measured:
         notes.append(
@@ -165,8 +171,6 @@ def make_plan(
             "There is no time for any member. This is the cheapest one; rows that the time does not allow "
             "will hold the prior."
         )
-    chosen = [member for member in members if member.name in picked.counts]
-    sparser = [one for one in overlaps if one.windows_per_row <= overlap.windows_per_row]
     return Plan(
         counts=picked.counts,
         overlap=overlap.name,
@@ -177,13 +181,10 @@ def make_plan(
         fits=fits,
         steps=tuple(planner.steps(picked, overlap)),
         left_out=tuple(planner.left_out(picked, overlap, limit_s)),
-        ladder=declare_ladder(
-            chosen,
-            sparser,
-            sheet=sheet,
-            score=lambda names, at: validation.score(at, {name: picked.counts[name] for name in names}),
-        ),
-        cascade=None if max_drop is None else planner.cascade(picked, overlap, limit_s, max_drop, seed),
+        ladder=ladder,
+        cascade=None
+        if max_drop is None or validation.finish is not None
+        else planner.cascade(picked, overlap, limit_s, max_drop, seed, narrowed),
         notes=tuple(notes),
     )
 
@@ -270,6 +271,7 @@ class _Planner:
         validation: Validation,
         workload: Workload,
         machine: Machine,
+        exhaustive_up_to: int,
     ) -> None:
         self._members = {member.name: member for member in members}
         self._overlaps = overlaps
@@ -277,6 +279,7 @@ class _Planner:
         self._validation = validation
         self._workload = workload
         self._machine = machine
+        self._exhaustive_up_to = exhaustive_up_to
 
     def duration(
         self,
@@ -344,6 +347,7 @@ class _Planner:
             ),
             time_s=needed_s,
             limit_s=limit_s,
+            exhaustive_up_to=self._exhaustive_up_to,
         )
 
     def cheapest(self) -> tuple[Overlap, Picked]:
@@ -356,6 +360,29 @@ class _Planner:
         time_s, name, overlap = min(options, key=lambda option: option[:2])
         score = self._validation.score(overlap.name, {name: 1})
         return overlap, Picked(counts={name: 1}, score=score, time_s=time_s)
+
+    def settled(self, overlap: Overlap, picked: Picked) -> tuple[Overlap, Picked, tuple[PlannedRung, ...]]:
+        """Return the ensemble, or a cheaper part of it that is as good, and the ladder that it is the top of.
+
+        A greedy search may pick a member that brings nothing.
+        """
+        while True:
+            ladder = self._ladder(overlap, picked)
+            top = ladder[0]
+            if frozenset(top.members) == picked.names and top.overlap == overlap.name:
+                return overlap, picked, ladder
+            overlap = next(one for one in self._overlaps if one.name == top.overlap)
+            counts = {name: picked.counts[name] for name in top.members}
+            time_s = self.duration(frozenset(counts), overlap).high_s
+            picked = Picked(counts=counts, score=top.score, time_s=time_s)
+
+    def _ladder(self, overlap: Overlap, picked: Picked) -> tuple[PlannedRung, ...]:
+        return declare_ladder(
+            [member for name, member in self._members.items() if name in picked.counts],
+            [one for one in self._overlaps if one.windows_per_row <= overlap.windows_per_row],
+            sheet=self._sheet,
+            score=lambda names, at: self._validation.score(at, {name: picked.counts[name] for name in names}),
+        )
 
     def steps(self, picked: Picked, overlap: Overlap) -> Iterator[PlanStep]:
         """Yield the members in the order in which each brings most to those before."""
@@ -415,7 +442,7 @@ class _Planner:
         return LeftOut(what=what, score=score, time=time, reason=reason)
 
     def cascade(
-        self, picked: Picked, overlap: Overlap, limit_s: float, max_drop: float, seed: int
+        self, picked: Picked, overlap: Overlap, limit_s: float, max_drop: float, seed: int, narrowed: int
     ) -> CascadeOffer | None:
         """Return the best cascade that fits and is better than the ensemble picked; None if there is none.
 
@@ -432,11 +459,18 @@ class _Planner:
         if whole is not None and whole.counts != picked.counts:
             ensembles.append(whole.counts)
         offers = []
-        for counts, cheap in itertools.product(ensembles, self._members):
+        alone = {name: self.duration(frozenset([name]), overlap).expected_s for name in self._members}
+        for counts, cheap in itertools.product(ensembles, sorted(alone, key=alone.__getitem__)[:_MOST_FIRST]):
             if set(counts) == {cheap}:
                 continue
             judged = judge_cascade(
-                validation, overlap=overlap.name, cheap=cheap, counts=counts, max_drop=max_drop, seed=seed
+                validation,
+                overlap=overlap.name,
+                cheap=cheap,
+                counts=counts,
+                max_drop=max_drop,
+                seed=seed,
+                narrowed=narrowed,
             )
             if judged is None or judged.drop > max_drop:
                 continue
@@ -465,6 +499,9 @@ class _Planner:
         cheap = judged.cascade.cheap
         alone = self.duration(frozenset([cheap]), overlap)
         shares = {name: judged.share for name in counts if name != cheap}
+        if cheap in counts:
+            # Where it is uncertain it is run again, as one of all.
+            shares[cheap] = 1 + judged.share
         sure = self.duration(frozenset([cheap, *counts]), overlap, shares=shares)
         unsure = judged.share_spread * max(0.0, 1 - alone.expected_s / sure.expected_s)
         return self.duration(frozenset([cheap, *counts]), overlap, shares=shares, extra_spread=unsure)

@@ -62,7 +62,14 @@ class Picked(msgspec.Struct, frozen=True, kw_only=True):
         return {name: count / total for name, count in self.counts.items()}
 
 
-def best_within(names: Sequence[str], *, score: Score, time_s: Seconds, limit_s: float) -> Picked | None:
+def best_within(
+    names: Sequence[str],
+    *,
+    score: Score,
+    time_s: Seconds,
+    limit_s: float,
+    exhaustive_up_to: int = EXHAUSTIVE_UP_TO,
+) -> Picked | None:
     """Return the ensemble with the best score within the time, the faster of equals; None if none fits.
 
     Args:
@@ -71,6 +78,7 @@ def best_within(names: Sequence[str], *, score: Score, time_s: Seconds, limit_s:
         time_s: of a job with these members; infinite for members that do not go together. Adding a member
             never makes it less.
         limit_s: time there is.
+        exhaustive_up_to: so many members have all their subsets tried.
     """
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
@@ -82,7 +90,7 @@ def best_within(names: Sequence[str], *, score: Score, time_s: Seconds, limit_s:
         return known[key]
 
     found: list[Picked] = []
-    if len(names) <= EXHAUSTIVE_UP_TO:
+    if len(names) <= exhaustive_up_to:
         found.extend(exhaustive(names, score=remembered, time_s=time_s, limit_s=limit_s))
     for first in _first_members(names, score=remembered, time_s=time_s, limit_s=limit_s):
         found.extend(

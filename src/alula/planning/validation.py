@@ -12,11 +12,12 @@ import numpy.typing as npt
 from alula.accuracy import Metric
 from alula.errors import UsageError
 
-__all__ = ["Blend", "IntArray", "Validation", "halves", "weighted_mean"]
+__all__ = ["Blend", "Finish", "IntArray", "Validation", "halves", "weighted_mean"]
 
 Array: TypeAlias = npt.NDArray[Any]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Blend: TypeAlias = Callable[[Sequence[Array], Sequence[float]], Array]
+Finish: TypeAlias = Callable[[str, Array], Array]
 
 
 def weighted_mean(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
@@ -38,9 +39,12 @@ class Validation:
     Attributes:
         metric: judges predictions.
         y_true: labels, shape (n,) or (n, c).
-        predictions: by overlap, then by member: scores, shape (n, c), without NaN.
+        predictions: by overlap, then by member: scores, shape (n, c), without NaN; with `finish` any
+            number of rows, the same for all members at an overlap.
         blend: of members' scores with weights; the weighted mean if not given. What blends in another scale
             (logits, squares, ranks) is a callable as well.
+        finish: of an overlap's name and blended scores: the scores of the n rows that are judged. For steps
+            after the blend, and where there are more windows than rows.
         groups: the recording of each row, shape (n,), so that no recording is on both sides of a split; each
             row is its own where not given.
 
@@ -52,12 +56,18 @@ class Validation:
     y_true: Array
     predictions: Mapping[str, Mapping[str, Array]]
     blend: Blend = weighted_mean
+    finish: Finish | None = None
     groups: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.y_true)
         shapes = {scores.shape for members in self.predictions.values() for scores in members.values()}
-        if len(shapes) != 1 or next(iter(shapes))[:1] != (n,) or n == 0:
+        if self.finish is not None:
+            each = [{scores.shape for scores in members.values()} for members in self.predictions.values()]
+            agree = all(len(one) == 1 for one in each)
+        else:
+            agree = len(shapes) == 1 and next(iter(shapes))[:1] == (n,)
+        if not agree or n == 0:
             raise UsageError(
                 f"Got predictions of shapes {', '.join(map(str, sorted(shapes))) or 'none'} for {n} labelled "
                 "rows; expected one shape with a row for each. Give the same rows to every member."
@@ -78,7 +88,8 @@ class Validation:
     def blended(self, overlap: str, counts: Mapping[str, int]) -> Array:
         """Return the scores of an ensemble, shape (n, c)."""
         known = self.predictions[overlap]
-        return self.blend([known[name] for name in counts], [float(count) for count in counts.values()])
+        scores = self.blend([known[name] for name in counts], [float(count) for count in counts.values()])
+        return scores if self.finish is None else self.finish(overlap, scores)
 
     def judged(self, scores: Array, rows: IntArray | None = None) -> float:
         """Return how good scores are on some rows or on all; higher is better, whatever the metric.

@@ -1,4 +1,4 @@
-"""Where the concerns meet: optimize, load and predict, bench, report, survey, doctor."""
+"""Where the concerns meet: optimize, load and predict, plan, bench, report, survey, doctor."""
 
 from alula.workflows.benching import BenchReport, BenchRow, bench
 from alula.workflows.diagnosis import Diagnosis, diagnose
@@ -6,6 +6,7 @@ from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble
 from alula.workflows.lateness import PRIOR, DeadlineReport
 from alula.workflows.optimization import optimize
+from alula.workflows.planning import MeasuredStage, PlanReport, plan
 from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
 from alula.workflows.running import Bundle, Prediction, load_bundle
@@ -21,6 +22,8 @@ __all__ = [
     "DeadlineReport",
     "Diagnosis",
     "Ensemble",
+    "MeasuredStage",
+    "PlanReport",
     "Prediction",
     "PredictionReport",
     "SurveyReport",
@@ -35,6 +38,7 @@ __all__ = [
     "open_whole_files",
     "optimize",
     "parse_duration_s",
+    "plan",
     "predict",
     "run_over_files",
     "survey",

@@ -208,14 +208,16 @@ class _EnsembleWays:
         if ensemble.manifest.ladder:
             return [self._declared(rung) for rung in ensemble.manifest.ladder]
         places = tuple(range(len(self._names)))
-        fewer = range(len(places) - 1, 0, -1)
-        ways = [self.top, *(self._way(places[:count], every=1, score=1 - 0.5**count) for count in fewer)]
+        fewer = [places[:count] for count in range(len(places) - 1, 0, -1)]
+        if ensemble.sure_member is not None:
+            fewer = [(ensemble.sure_member,)]  # what the others cost for every row is not measured
+        ways = [self.top, *(self._way(some, every=1, score=1 - 0.5 ** len(some)) for some in fewer)]
         last = ways[-1]
         most = most_sparse(ensemble.demands[ensemble.takes[0]], ensemble.manifest.steps)
         for every in sorted({2, most} if most > 1 else ()):
             ways.append(self._way(last.members, every=every, score=ways[-1].score * _SPARSE_SHARE))
         cheapest = min(places, key=lambda place: measured[_member_stage(self._names[place])].core_s)
-        if (cheapest,) != last.members:
+        if ensemble.sure_member is None and (cheapest,) != last.members:
             last = ways[-1]
             ways.append(self._way((cheapest,), every=last.every, score=last.score * _CHEAPEST_SHARE))
         return ways

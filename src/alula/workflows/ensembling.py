@@ -7,6 +7,8 @@ import datetime
 import functools
 import math
 import re
+import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from alula._version import __version__
 from alula.bundle import (
     SCHEMA_VERSION,
+    DeclaredCascade,
     DeclaredRung,
     Deployed,
     EnsembleManifest,
@@ -34,10 +37,29 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Mean, OverlapMean, Settings, Step, View
+from alula.core import (
+    AudioInput,
+    Blend,
+    InputDescription,
+    Maximum,
+    Mean,
+    Minimum,
+    OverlapMean,
+    Settings,
+    Step,
+    View,
+)
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
-from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
+from alula.ensemble import (
+    Bands,
+    Blender,
+    EnsembleSession,
+    Member,
+    align_labels,
+    cascaded,
+    shared_batch_size,
+)
 from alula.errors import DataError, UsageError, closest
 from alula.features import (
     ArrayFeatures,
@@ -62,7 +84,18 @@ from alula.workflows.running import (
 )
 from alula.workflows.samples import Decoding, spec_of
 
-__all__ = ["Ensemble", "load", "make_ensemble", "most_sparse"]
+__all__ = [
+    "Ensemble",
+    "Lineup",
+    "SharedReader",
+    "line_up",
+    "load",
+    "make_ensemble",
+    "member_names",
+    "most_sparse",
+    "open_member",
+    "row_bytes_of",
+]
 
 MEMBERS = "members"
 
@@ -75,6 +108,8 @@ def make_ensemble(
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
     ladder: Sequence[DeclaredRung] = (),
+    cascade: DeclaredCascade | None = None,
+    prior: Sequence[float] | None = None,
     replace: bool = False,
 ) -> EnsembleManifest:
     """Write bundles and a blend as one bundle; return its manifest.
@@ -90,11 +125,14 @@ def make_ensemble(
         labels: the classes of the result in their order; None takes all that any member knows.
         ladder: what a job does that gets short of time, all members and windows first; empty for members from
             the last backwards, sparser windows, the cheapest member.
+        cascade: which windows need all members, as `plan` finds it; None where all do.
+        prior: by label, what a row holds that there was no time for; None where it is not known.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
         BundleError: a bundle is damaged, changed or an ensemble itself, or the output exists.
-        UsageError: the bundles do not go together, or the weights, labels, views or steps do not fit them.
+        UsageError: the bundles do not go together, or the weights, labels, views, steps, ladder, cascade or
+            prior do not fit them.
         DiskFullError: there is no space for it.
     """
     if not bundles:
@@ -107,7 +145,7 @@ def make_ensemble(
         manifest = read_manifest(folder)
         verify(folder, manifest)
         manifests.append(manifest)
-    names = _names(folders)
+    names = member_names(folders)
     for name in post.view:
         if name not in names:
             raise UsageError(
@@ -124,8 +162,15 @@ def make_ensemble(
         for name, manifest in zip(names, manifests, strict=True)
     )
     views = [member.view for member in members]
-    plan = _planned(names, manifests, views, blend=blend, steps=post.step, labels=labels)
-    _check_ladder(ladder, names, plan, steps=post.step)
+    plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
+    _check_ladder(ladder, names, plan, steps=post.step, cascade=cascade)
+    if cascade is not None:
+        _check_cascade(cascade, names, plan)
+    classes = plan.blender.alignment.classes
+    if prior is not None and (len(prior) != classes or not all(map(math.isfinite, prior))):
+        raise UsageError(
+            f"The prior has {len(prior)} values for {classes} classes; expected one finite each."
+        )
     target = Path(output)
     write_ensemble(
         target,
@@ -139,6 +184,8 @@ def make_ensemble(
             steps=post.step,
             ladder=tuple(ladder),
             files={},
+            cascade=cascade,
+            prior=None if prior is None else tuple(prior),
         ),
         members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
         replace=replace,
@@ -147,7 +194,12 @@ def make_ensemble(
 
 
 def _check_ladder(
-    ladder: Sequence[DeclaredRung], names: Sequence[str], plan: _Plan, *, steps: Sequence[Step]
+    ladder: Sequence[DeclaredRung],
+    names: Sequence[str],
+    plan: Lineup,
+    *,
+    steps: Sequence[Step],
+    cascade: DeclaredCascade | None,
 ) -> None:
     for rung in ladder:
         for name in rung.members:
@@ -163,6 +215,13 @@ def _check_ladder(
             )
     if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
         raise UsageError("The ladder begins with some members or windows; expected all of them there.")
+    first = None if cascade is None else {cascade.member}
+    for rung in ladder:
+        if first is not None and set(rung.members) not in (first, set(names)):
+            raise UsageError(
+                f"The ladder has a rung of {' and '.join(rung.members)}; expected all members of the "
+                "cascade, or the one that it begins with."
+            )
 
 
 def most_sparse(demand: Demand, steps: Sequence[Step]) -> int:
@@ -178,7 +237,30 @@ def most_sparse(demand: Demand, steps: Sequence[Step]) -> int:
     return int(keep_s * audio.sample_rate_hz / audio.hop_samples + 1e-6)
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _check_cascade(cascade: DeclaredCascade, names: Sequence[str], plan: Lineup) -> None:
+    if cascade.member not in names:
+        raise UsageError(
+            f"The cascade begins with `{cascade.member}`; there are {', '.join(names)}."
+            f"{closest(cascade.member, names)}"
+        )
+    alignment = plan.blender.alignment
+    if not alignment.known[names.index(cascade.member)].all():
+        raise UsageError(f"`{cascade.member}` does not know all classes, so no cascade begins with it.")
+    if {len(cascade.lower), len(cascade.upper)} != {alignment.classes}:
+        raise UsageError(
+            f"The cascade has {len(cascade.lower)} and {len(cascade.upper)} bounds for {alignment.classes} "
+            "classes; expected two for each."
+        )
+    if plan.blender.whole_job:
+        raise UsageError("A blend by rank needs the scores of all members for all rows: it has no cascade.")
+
+
+def member_names(folders: Sequence[Path]) -> list[str]:
+    """Return what the members from these bundles are called: as their folders, no two alike.
+
+    >>> member_names([Path("a/sed.alula"), Path("b/sed.alula")])
+    ['sed', 'sed-2']
+    """
     names: list[str] = []
     for folder in folders:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", folder.absolute().name.removesuffix(".alula")).lstrip("._-")
@@ -192,8 +274,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """What members have in common.
+class Lineup:
+    """What members have in common, and how they differ.
 
     Attributes:
         demands: the distinct features that they take.
@@ -212,7 +294,7 @@ class _Plan:
     activation: str
 
 
-def _planned(
+def line_up(
     names: Sequence[str],
     manifests: Sequence[Manifest],
     views: Sequence[View],
@@ -220,8 +302,20 @@ def _planned(
     blend: Blend,
     steps: Sequence[Step],
     labels: Sequence[str] | None,
-) -> _Plan:
-    """Return what the members have in common, or raise `UsageError` where they do not go together."""
+) -> Lineup:
+    """Return what the members have in common.
+
+    Args:
+        names: of the members, for messages.
+        manifests: of their bundles.
+        views: how each looks at a recording.
+        blend: how scores become one.
+        steps: after the blend.
+        labels: the classes of the result; None takes all that any member knows.
+
+    Raises:
+        UsageError: they do not go together.
+    """
     outputs, widths = [], []
     for name, manifest, view in zip(names, manifests, views, strict=True):
         _check_member(name, manifest, view)
@@ -231,10 +325,10 @@ def _planned(
     if needs_times(steps) and not isinstance(manifests[0].input, AudioInput):
         raise UsageError("The steps `overlap` and `smoothing` need rows that follow each other: recordings.")
     demands, takes = distinct_demands(
-        [Demand(manifest.input, view.keep_s) for manifest, view in zip(manifests, views, strict=True)]
+        [_demand(manifest.input, view) for manifest, view in zip(manifests, views, strict=True)]
     )
     alignment = align_labels([manifest.labels for manifest in manifests], widths=widths, wanted=labels)
-    return _Plan(
+    return Lineup(
         demands=demands,
         takes=takes,
         outputs=tuple(outputs),
@@ -244,6 +338,12 @@ def _planned(
             blend, manifests, same_classes=bool(alignment.known.all()) and set(widths) == {alignment.classes}
         ),
     )
+
+
+def _demand(description: InputDescription, view: View) -> Demand:
+    if view.hop_s is not None and isinstance(description, AudioInput):
+        description = msgspec.structs.replace(description, hop_s=view.hop_s)
+    return Demand(description, view.keep_s)
 
 
 def _check_member(name: str, manifest: Manifest, view: View) -> None:
@@ -259,8 +359,15 @@ def _check_member(name: str, manifest: Manifest, view: View) -> None:
                 f"The view of `{name}` has `central_s` {view.frames.central_s:g}; expected at most its "
                 f"window of {audio.window_s:g} s."
             )
-    elif view.keep_s is not None or view.frames is not None:
-        raise UsageError(f"The view of `{name}` has `keep_s` or `frames`, but it reads no recordings.")
+        if view.hop_s is not None and view.hop_s > audio.window_s:
+            raise UsageError(
+                f"The view of `{name}` has `hop_s` {view.hop_s:g}; expected at most its window of "
+                f"{audio.window_s:g} s."
+            )
+    elif view.keep_s is not None or view.hop_s is not None or view.frames is not None:
+        raise UsageError(
+            f"The view of `{name}` has `keep_s`, `hop_s` or `frames`, but it reads no recordings."
+        )
 
 
 def _output_named(name: str, manifest: Manifest, view: View) -> int:
@@ -308,8 +415,12 @@ def _activation_after(blend: Blend, manifests: Sequence[Manifest], *, same_class
     return activations[0]
 
 
-class _SharedReader:
-    """Turns files into rows for all members; each file is decoded once. Thread-safe, one call per file."""
+class SharedReader:
+    """Turns files into rows for all members; each file is decoded once. Thread-safe, one call per file.
+
+    Args:
+        demands: distinct, of one kind of files.
+    """
 
     def __init__(self, demands: Sequence[Demand]) -> None:
         self._demands = demands
@@ -329,6 +440,16 @@ class _SharedReader:
     def rows(
         self, path: Path, *, decoding: Decoding, wanted: Callable[[int], Collection[int]] | None
     ) -> Iterator[tuple[Key, Arrays]]:
+        """Yield the rows of a file in order, each with where it lies: one array for each demand.
+
+        Args:
+            path: the file.
+            decoding: sees what is read of it pass by.
+            wanted: see `SharedAudioFeatures.rows`.
+
+        Raises:
+            DataError: the file cannot be read, now or further on.
+        """
         if self._audio is not None:
             with open_audio(path) as audio:
                 blocks = decoding(audio.blocks())
@@ -377,7 +498,7 @@ class Ensemble:
         self._path = path
         self.manifest = manifest
         self._threads = threads
-        self._plan = _planned(
+        self._plan = line_up(
             [member.name for member in manifest.members],
             members,
             [member.view for member in manifest.members],
@@ -385,38 +506,37 @@ class Ensemble:
             steps=manifest.steps,
             labels=manifest.labels,
         )
-        self._reader = _SharedReader(self._plan.demands)
+        self._reader = SharedReader(self._plan.demands)
         self._description = members[0].input
+        self._recipes: list[str] = []
         with contextlib.ExitStack() as opened:
             running = []
-            for record, member in zip(manifest.members, members, strict=True):
-                beside = member if len(members) == 1 else _beside_others(member)
-                one = start(path / record.folder, beside, trust_code=trust_code, threads=threads)
-                opened.callback(one.session.close)
+            for place, (record, member) in enumerate(zip(manifest.members, members, strict=True)):
+                one, recipe = open_member(
+                    path / record.folder,
+                    member,
+                    self._plan,
+                    place,
+                    name=record.name,
+                    view=record.view,
+                    trust_code=trust_code,
+                    threads=threads,
+                )
+                opened.callback(one.close)
                 running.append(one)
+                self._recipes.append(recipe)
             self._session = EnsembleSession(
-                [
-                    Member(
-                        name=record.name,
-                        settings=one.settings,
-                        takes=takes,
-                        score=_Scores(
-                            one, member, record.view, output=output, of_logits=self._plan.activation != "none"
-                        ),
-                        close=one.session.close,
-                    )
-                    for record, member, one, takes, output in zip(
-                        manifest.members, members, running, self._plan.takes, self._plan.outputs, strict=True
-                    )
-                ],
-                blender=self._plan.blender,
-                activate=lambda scores: activated(scores, self._plan.activation),
+                running, blender=self._plan.blender, activate=_activating(self._plan)
             )
             opened.pop_all()
         self._blenders: dict[tuple[int, ...], Blender] = {}
-        self._recipes = [one.deployed.recipe for one in running]
-        row_bytes = _row_bytes(members, self._plan.takes)
-        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
+        self._cascade: _Cascade | None = None
+        share = 1.0
+        if manifest.cascade is not None:
+            self._cascade = _Cascade(manifest.cascade, manifest, self._plan, self._session)
+            share = manifest.cascade.share
+        row_bytes = row_bytes_of(members, self._plan.takes)
+        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes, share=share)
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
 
     @property
@@ -523,6 +643,8 @@ class Ensemble:
     ) -> tuple[NDArray[np.float32] | None, list[float]]:
         """Return `full_batch_scores` of some members, None when stopped, and the seconds that each took.
 
+        Those of all members of a cascade are the cascade's.
+
         Args:
             batch: arrays of rows; those that these members do not take are not read.
             members: their places, ascending.
@@ -531,6 +653,11 @@ class Ensemble:
             clock: seconds.
         """
         chosen = tuple(members)
+        if self._cascade is not None and len(chosen) == len(self._recipes):
+            scores, busy_s = self._cascade.run(batch, full_batches=True, stopped=stopped, clock=clock)
+            return scores, [busy_s[place] for place in chosen]
+        if self._cascade is not None and chosen == (self._cascade.first,):
+            self._blenders[chosen] = self._cascade.first_blender
         if chosen not in self._blenders:
             self._blenders[chosen] = Blender(
                 self.manifest.blend, self._plan.blender.alignment, members=chosen
@@ -548,11 +675,18 @@ class Ensemble:
 
         For `whole_job` they are those of all members side by side, to be blended by `blend_job`.
         """
-        return (self._session.run(batch),)
+        return (self._scores_of_all(batch, full_batches=False),)
 
     def full_batch_scores(self, batch: Arrays) -> Arrays:
         """Return `scores` of a batch; those of a row do not depend on how many rows are beside it."""
-        return (self._session.run(batch, full_batches=True),)
+        return (self._scores_of_all(batch, full_batches=True),)
+
+    def _scores_of_all(self, batch: Arrays, *, full_batches: bool) -> NDArray[np.float32]:
+        if self._cascade is None:
+            return self._session.run(batch, full_batches=full_batches)
+        scores, _ = self._cascade.run(batch, full_batches=full_batches)
+        assert scores is not None
+        return scores
 
     @property
     def job_shape(self) -> tuple[int, int]:
@@ -574,6 +708,11 @@ class Ensemble:
                 for m, column in enumerate(blender.columns_of_class(place))
             ]
             blended[place] = blender.blend_class(place, columns)
+
+    @property
+    def sure_member(self) -> int | None:
+        """Place of the member that a cascade asks of every row; None where all members are."""
+        return None if self._cascade is None else self._cascade.first
 
     @property
     def needs_whole_files(self) -> bool:
@@ -620,6 +759,70 @@ class Ensemble:
         return f"<Ensemble {self.path.name}: {self.recipe}>"
 
 
+class _Cascade:
+    """A member that scores every row, and all that have a weight for those where it is uncertain.
+
+    As thread-safe as the session of the ensemble, which it uses.
+    """
+
+    def __init__(
+        self,
+        cascade: DeclaredCascade,
+        manifest: EnsembleManifest,
+        lineup: Lineup,
+        session: EnsembleSession,
+    ) -> None:
+        self._session = session
+        self._bands = Bands(
+            lower=np.array(cascade.lower, np.float32), upper=np.array(cascade.upper, np.float32)
+        )
+        alignment = lineup.blender.alignment
+        self.first = [member.name for member in manifest.members].index(cascade.member)
+        self.first_blender = Blender(Mean(), alignment, members=[self.first])
+        self._asked = _weighed(manifest.blend, len(manifest.members))
+        self._blender = Blender(manifest.blend, alignment, members=self._asked)
+
+    def run(
+        self,
+        batch: Arrays,
+        *,
+        full_batches: bool,
+        stopped: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> tuple[NDArray[np.float32] | None, dict[int, float]]:
+        """Return the scores of a batch, None when stopped, and the seconds that each member took by place."""
+        busy_s: dict[int, float] = defaultdict(float)
+
+        def score(places: Sequence[int], blender: Blender, rows: Arrays) -> NDArray[np.float32] | None:
+            scores, took_s = self._session.run_some(
+                rows, places, blender=blender, full_batches=full_batches, stopped=stopped, clock=clock
+            )
+            for place, seconds in zip(places, took_s, strict=False):
+                busy_s[place] += seconds
+            return scores
+
+        scores = cascaded(
+            batch,
+            bands=self._bands,
+            first=lambda rows: score([self.first], self.first_blender, rows),
+            rest=lambda rows: score(self._asked, self._blender, rows),
+        )
+        return scores, busy_s
+
+
+def _activating(lineup: Lineup) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda scores: activated(scores, lineup.activation)
+
+
+def _weighed(blend: Blend, members: int) -> list[int]:
+    """Return the places of those members that have a weight for any class."""
+    everybody = list(range(members))
+    if isinstance(blend, Minimum | Maximum) or blend.weights is None:
+        return everybody
+    rows = (blend.weights, *blend.class_weights.values())
+    return [place for place in everybody if any(row[place] > 0 for row in rows)]
+
+
 class _Scores:
     """Calls one member's session and makes its output scores per class. As thread-safe as the session."""
 
@@ -643,6 +846,45 @@ class _Scores:
         return central_maximum(frames, self._frames, window_s=self._window_s)
 
 
+def open_member(
+    bundle: Path,
+    manifest: Manifest,
+    lineup: Lineup,
+    place: int,
+    *,
+    name: str,
+    view: View,
+    trust_code: bool,
+    threads: int,
+) -> tuple[Member, str]:
+    """Return a member of an ensemble, loaded, and its recipe.
+
+    Args:
+        bundle: verified folder.
+        manifest: its manifest.
+        lineup: what it has in common with the others.
+        place: its place among them.
+        name: what it is called.
+        view: how it looks at a recording.
+        trust_code: see `load`.
+        threads: that it shares with the others.
+
+    Raises:
+        BundleError: nothing in it is right here.
+    """
+    beside = manifest if len(lineup.takes) == 1 else _beside_others(manifest)
+    one = start(bundle, beside, trust_code=trust_code, threads=threads)
+    of_logits = lineup.activation != "none"
+    member = Member(
+        name=name,
+        settings=one.settings,
+        takes=lineup.takes[place],
+        score=_Scores(one, manifest, view, output=lineup.outputs[place], of_logits=of_logits),
+        close=one.session.close,
+    )
+    return member, one.deployed.recipe
+
+
 def _beside_others(manifest: Manifest) -> Manifest:
     """Return a manifest whose recipes leave the CPU to the other members when it is not their turn."""
 
@@ -659,7 +901,8 @@ def _beside_others(manifest: Manifest) -> Manifest:
     )
 
 
-def _row_bytes(members: Sequence[Manifest], takes: Sequence[int]) -> int:
+def row_bytes_of(members: Sequence[Manifest], takes: Sequence[int]) -> int:
+    """Return the size of the arrays of one row, of which each member takes the one that `takes` says."""
     sizes = {}
     for member, place in zip(members, takes, strict=True):
         spec = member.signature.inputs[0]

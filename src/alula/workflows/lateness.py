@@ -213,19 +213,26 @@ class Late:
 
 
 def prior_of(
-    given: float | Mapping[str, float] | None, *, labels: Sequence[str] | None, shape: tuple[int, ...] | None
+    given: float | Mapping[str, float] | None,
+    *,
+    labels: Sequence[str] | None,
+    shape: tuple[int, ...] | None,
+    declared: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
     """Return what a row holds that there was no time for.
 
     Args:
-        given: one score for all, or one by label, those that are not named get 0; None is 0.
+        given: one score for all, or one by label, those that are not named get 0; None is what is declared.
         labels: of the columns.
         shape: of a row of scores; None where it is not known.
+        declared: by column, by the ensemble's manifest; None is 0.
 
     Raises:
         UsageError: there is no such label, or a score is no number.
     """
-    if isinstance(given, Mapping):
+    if given is None and declared is not None:
+        prior = np.array(declared, np.float32)
+    elif isinstance(given, Mapping):
         if labels is None:
             raise UsageError(
                 "A prior by label was given, and the bundle has no labels; expected one number. Make the "

@@ -170,7 +170,8 @@ def predict(
             together, so that the tables of all parts, one after the other, are the table of the whole.
         fresh: forget what an interrupted run has finished.
         deadline_s: seconds until the output must be there; None for no deadline.
-        prior: score of rows that there was no time for: one for all, or by label; None is 0.
+        prior: score of rows that there was no time for: one for all, or by label; None is what an ensemble
+            declares, or 0.
         progress: called a few times a second.
         clock: seconds, never going back; thread-safe.
         since_s: the clock's time from which `deadline_s` counts; None is that of the call.
@@ -206,7 +207,12 @@ def predict(
             at_s=start_s + deadline_s,
             allowed_s=deadline_s,
             kind=kind,
-            prior=prior_of(prior, labels=bundle.labels, shape=bundle.row_shape),
+            prior=prior_of(
+                prior,
+                labels=bundle.labels,
+                shape=bundle.row_shape,
+                declared=bundle.manifest.prior if isinstance(bundle, Ensemble) else None,
+            ),
             guesses_rows=sample is None,
             threads=bundle.threads,
             clock=clock,

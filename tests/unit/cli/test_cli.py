@@ -22,7 +22,18 @@ from alula.cli import cli
 from alula.tuning import SearchPlan
 from alula.workflows import optimization
 
-COMMANDS = ("optimize", "predict", "ensemble", "bench", "inspect", "report", "survey", "doctor", "demo")
+COMMANDS = (
+    "optimize",
+    "predict",
+    "ensemble",
+    "plan",
+    "bench",
+    "inspect",
+    "report",
+    "survey",
+    "doctor",
+    "demo",
+)
 
 
 @dataclass(frozen=True)
@@ -469,3 +480,51 @@ def test_a_wrong_config_file_is_a_usage_error(
 
 def test_a_config_file_that_is_not_there(run: Run, bundle: Path, tmp_path: Path) -> None:
     failed(run("inspect", bundle, "--config", tmp_path / "absent.toml"), 2)
+
+
+@pytest.fixture
+def two_songs(tmp_path: Path, bundle: Path) -> list[Path]:
+    """Two bundles of one layer each, of other weights."""
+    shutil.copytree(bundle, tmp_path / "songs.alula")
+    other = write_audio_bundle(tmp_path / "other.alula", scratch=tmp_path / "scratch", seed=12)
+    return [tmp_path / "songs.alula", other]
+
+
+def test_plan(run: Run, two_songs: list[Path], recordings: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.random((40, 3)) < 0.4
+    for name, quality in (("songs", 1.0), ("other", 0.5), ("truth", None)):
+        noisy = truth if quality is None else quality * truth + rng.normal(0, 0.5, truth.shape)
+        lines = [
+            f"{k // 4}.wav,{k % 4},{k % 4 + 1},{','.join(f'{x:.5f}' for x in row)}"
+            for k, row in enumerate(1.0 * noisy)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"path,start_s,end_s,{','.join(SONGS)}", *lines]))
+    arguments = [
+        *(
+            "plan",
+            *two_songs,
+            "--workload",
+            recordings,
+            "--deadline",
+            "10m",
+            "--truth",
+            tmp_path / "truth.csv",
+        ),
+        *("--scores", tmp_path / "songs.csv", "--scores", tmp_path / "other.csv"),
+        *("--rounds", 2, "--seconds", 0.01, "--threads", 1),
+    ]
+    ended = run(*arguments, "-o", tmp_path / "e.alula", "--save", tmp_path / "plan.json")
+    assert ended.code == 0, ended
+    words = ended.out.split()
+    assert {"songs", "score", "judged", "decode", "model", "deadline", "ensemble"} <= set(words)
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["plan"]["time"]["expected_s"] > 0
+    inspected = run("inspect", tmp_path / "e.alula", "--json").document
+    assert inspected["ladder"][0]["members"]
+    assert run("predict", tmp_path / "e.alula", recordings, "-o", tmp_path / "out.csv").code == 0
+    told = run(*arguments, "--json", "-q")
+    assert told.document["metric"] == "macro_auc"
+    assert "Choose another name" in failed(run(*arguments, "-o", tmp_path / "e.alula"), 2)
+    assert "too short for any bundle" in failed(run(*arguments, "--deadline", "10ms"), 2)
+    assert "no list of whole numbers" in failed(run(*arguments, "--overlaps", "1,x"), 2)

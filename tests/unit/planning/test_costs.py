@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +62,17 @@ def test_one_long_input_is_decoded_on_one_cpu() -> None:
     assert found.expected_s == pytest.approx(999 * 0.03)
 
 
+def test_what_comes_once_per_job_is_not_divided() -> None:
+    sheet = msgspec.structs.replace(SHEET, stages=SHEET.stages | {"load": stage(7.0, "job", spread=0.5)})
+    loading = Member(name="A", model="a", features=("mel", "load"))
+    for machine in (Machine(cpus=2), Machine(cpus=64, speed=0.5)):
+        with_it = duration([loading], ONCE, sheet=sheet, workload=LOAD, machine=machine)
+        without = duration([A], ONCE, sheet=sheet, workload=LOAD, machine=machine)
+        assert with_it.expected_s == pytest.approx(without.expected_s + 7.0 / machine.speed)
+    assert with_it.high_s / with_it.low_s > without.high_s / without.low_s
+    assert "load" not in row_loads([loading], ONCE, sheet)
+
+
 def test_another_machine_is_scaled_and_less_certain() -> None:
     here = duration([A], ONCE, sheet=SHEET, workload=LOAD, machine=Machine(cpus=2))
     there = duration(
@@ -74,7 +86,7 @@ def test_shares_scale_what_only_some_rows_need() -> None:
     loads = row_loads([A, B], ONCE, SHEET, shares={"B": 0.25})
     assert loads == {"decode": 1.0, "mel": 1.0, "a": 1.0, "b": 0.25}
     alone = row_loads([B], TWICE, SHEET, shares={"B": 0.25})
-    assert alone == {"decode": 1.0, "mel": 0.5, "b": 0.5}
+    assert alone == {"decode": 1.0, "mel": 2.0, "b": 0.5}  # features are made before it is known
 
 
 def test_the_interval_covers_what_it_says() -> None:

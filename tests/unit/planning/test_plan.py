@@ -96,6 +96,41 @@ def test_no_subset_at_any_overlap_that_fits_is_better(seed: int, deadline_s: flo
     assert plan.score == pytest.approx(known.score(plan.overlap, plan.counts))
 
 
+def test_rows_that_are_made_of_others_are_judged_as_they_come_out() -> None:
+    """At the denser overlap there are twice as many rows, and a row that is judged is the mean of two."""
+    known = validation(0)
+    dense = {name: np.repeat(scores, 2, axis=0) for name, scores in known.predictions["half"].items()}
+    rng = np.random.default_rng(1)
+    noise = {name: rng.normal(0, 0.1, known.predictions["half"][name].shape) for name in dense}
+    for name, scores in dense.items():
+        scores[::2] += noise[name]
+        scores[1::2] -= noise[name]
+
+    def finish(overlap: str, scores: Any) -> Any:
+        return scores if overlap == "none" else scores.reshape(-1, 2, scores.shape[1]).mean(axis=1)
+
+    predictions = {"none": known.predictions["none"], "half": dense}
+    made_of_others = dataclasses.replace(known, predictions=predictions, finish=finish)
+    for name in COSTS:
+        assert made_of_others.score("half", {name: 1}) == pytest.approx(known.score("half", {name: 1}))
+    one, other = planned(known, 400.0), planned(made_of_others, 400.0, max_drop=0.1)
+    assert other.counts == one.counts
+    assert other.judged_score == pytest.approx(one.judged_score)
+    assert other.cascade is None  # of rows that are made of others none is learned
+    with pytest.raises(UsageError, match="one shape with a row for each"):
+        dataclasses.replace(made_of_others, finish=None)
+
+
+def test_a_member_that_brings_nothing_is_given_back() -> None:
+    """Picked greedily, a member may stay whose absence is no loss: the plan is the top of its ladder."""
+    known = validation(2)
+    for deadline_s in (300.0, 800.0, 5000.0):
+        plan = planned(known, deadline_s, exhaustive_up_to=1)
+        assert set(plan.ladder[0].members) == set(plan.counts)
+        assert plan.ladder[0].overlap == plan.overlap
+        assert plan.ladder[0].score == pytest.approx(plan.score)
+
+
 def test_steps_end_at_the_plan_and_everything_else_is_accounted_for() -> None:
     plan = planned(validation(0), 400.0)
     assert plan.steps[-1].score == pytest.approx(plan.score)
@@ -202,7 +237,9 @@ def test_a_cascade_is_offered_where_it_wins_and_not_where_it_does_not() -> None:
     cheap = offer.judged.cascade.cheap
     overlap = next(one for one in OVERLAPS if one.name == offer.overlap)
     others = sum(COSTS[name] for name in offer.counts if name != cheap)
-    row_s = 0.004 + overlap.windows_per_row * (0.005 + COSTS[cheap] + offer.judged.share * others)
+    again = offer.judged.share * COSTS[cheap] if cheap in offer.counts else 0.0
+    models_s = COSTS[cheap] + again + offer.judged.share * others
+    row_s = 0.004 + overlap.windows_per_row * (0.005 + models_s)
     assert offer.time.expected_s == pytest.approx(row_s * WORKLOAD.rows * sheet().overhead / 2)
     assert planned(clear, 5000.0).cascade is None  # nobody said what may be lost
     blurred = validation(0, sharp=0.2)

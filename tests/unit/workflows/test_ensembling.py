@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import scipy.stats
 from bundles import write_images, write_scripted_bundle, write_wav
 
-from alula.bundle import read_ensemble, read_manifest
+from alula.bundle import DeclaredCascade, DeclaredRung, read_ensemble, read_manifest
 from alula.core import (
     ArrayInput,
     AudioInput,
@@ -23,6 +24,7 @@ from alula.core import (
     Geometric,
     ImageInput,
     Mean,
+    OverlapMean,
     Power,
     Rank,
     Settings,
@@ -445,3 +447,73 @@ def test_no_ensemble_of_ensembles(maker: Maker, tmp_path: Path) -> None:
     make_ensemble([maker.arrays("p")], tmp_path / "e.alula")
     with pytest.raises(BundleError, match="expected a bundle of one model"):
         make_ensemble([tmp_path / "e.alula"], tmp_path / "f.alula")
+
+
+@pytest.mark.parametrize("blend", [Mean(weights=(0, 1, 3)), Mean(of="logits", weights=(2, 1, 1))])
+def test_a_cascade(maker: Maker, arrays: list[Path], tmp_path: Path, blend: Mean) -> None:
+    """The first member alone where it is sure, all of them where it is not; one without weight has no say."""
+    scales = (3.0, -2.0, 1.0)
+    bundles = [
+        maker.arrays(name, activation="sigmoid", scale=scale)
+        for name, scale in zip("pqr", scales, strict=True)
+    ]
+    cascade = DeclaredCascade(member="p", lower=(0.7, 0.9), upper=(0.85, 0.8), share=0.3)
+    manifest = make_ensemble(bundles, tmp_path / "e.alula", blend=blend, cascade=cascade)
+    assert manifest.cascade == read_ensemble(tmp_path / "e.alula").cascade == cascade
+    x = np.stack([np.load(path) for path in arrays])[:, :2]
+    first = sigmoid(3.0 * x)
+    assert blend.weights is not None
+    shares = np.array(blend.weights) / sum(blend.weights)
+    if blend.of == "logits":
+        whole = sigmoid(sum(share * scale * x for share, scale in zip(shares, scales, strict=True)))
+    else:
+        whole = sum(share * sigmoid(scale * x) for share, scale in zip(shares, scales, strict=True))
+    uncertain = (first[:, 0] >= 0.7) & (first[:, 0] <= 0.85)
+    assert 0 < uncertain.sum() < len(x)
+    with opened(tmp_path / "e.alula") as ensemble:
+        assert ensemble.settings.batch_size > 32
+        got = np.concatenate([each.scores for each in ensemble.map(arrays)])
+    np.testing.assert_allclose(got, np.where(uncertain[:, None], whole, first), rtol=1e-5)
+
+
+def test_what_is_no_cascade_ladder_or_prior(maker: Maker, tmp_path: Path) -> None:
+    bundles = [maker.arrays("p"), maker.arrays("q", ("a",))]
+    bands = DeclaredCascade(member="p", lower=(0.1, 0.1), upper=(0.9, 0.9), share=0.5)
+    cases: list[tuple[str, dict[str, object]]] = [
+        ("begins with `x`", {"cascade": msgspec.structs.replace(bands, member="x")}),
+        ("`q` does not know all classes", {"cascade": msgspec.structs.replace(bands, member="q")}),
+        ("1 and 2 bounds for 2", {"cascade": msgspec.structs.replace(bands, lower=(0.1,))}),
+        ("it has no cascade", {"cascade": bands, "blend": Rank()}),
+        ("names the member `x`", {"ladder": [DeclaredRung(members=("p", "q", "x"), score=1.0)]}),
+        ("expected all of them", {"ladder": [DeclaredRung(members=("p",), score=1.0)]}),
+        ("expected one finite each", {"prior": [0.1]}),
+    ]
+    for match, options in cases:
+        with pytest.raises(UsageError, match=match):
+            make_ensemble(bundles, tmp_path / "e.alula", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "e.alula").exists()
+
+
+def test_a_hop_of_ones_own(maker: Maker, recordings: list[Path], tmp_path: Path) -> None:
+    """Windows of a second every half second, one row of a second made of the three that reach into it."""
+    post = PostProcessing(view={"p": View(hop_s=0.5)}, step=(OverlapMean(segment_s=1.0),))
+    make_ensemble([maker.audio("p")], tmp_path / "e.alula", post=post)
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(recordings))
+    for result, path, n in zip(results, recordings, (1, 3, 6), strict=True):
+        wave = np.concatenate([wave_of(path), np.zeros(2 * RATE_HZ, np.float32)])
+        windows = 2 * math.ceil(len(wave_of(path)) / RATE_HZ - 1 - 1e-9) + 1 if n != 3 else 4
+        begins = [k * RATE_HZ // 2 for k in range(windows)]
+        track = Track(
+            np.array(begins) / RATE_HZ,
+            np.array(begins) / RATE_HZ + 1.0,
+            np.stack([wave[begin:][:2] for begin in begins]),
+        )
+        expected = apply_steps((OverlapMean(segment_s=1.0),), track)
+        np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-5)
+        np.testing.assert_allclose(result.start_s, expected.start_s)
+    for view, match in ((View(hop_s=1.5), "at most its window"), (View(hop_s=0.5), "reads no recordings")):
+        bundle = maker.audio("w") if view.hop_s == 1.5 else maker.arrays("y")
+        name = bundle.name.removesuffix(".alula")
+        with pytest.raises(UsageError, match=match):
+            make_ensemble([bundle], tmp_path / "f.alula", post=PostProcessing(view={name: view}))

@@ -1,0 +1,80 @@
+"""A cascade: one member scores every row, the others only those of which it is not sure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Bands", "cascaded"]
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bands:
+    """Between which scores a class is uncertain, both ends included.
+
+    Attributes:
+        lower: by class, shape (c,), float32.
+        upper: by class, likewise; below `lower` where no score is uncertain.
+    """
+
+    lower: Float32
+    upper: Float32
+
+    def uncertain(self, scores: Array) -> npt.NDArray[np.intp]:
+        """Return the rows of which any class is uncertain, ascending.
+
+        Args:
+            scores: shape (n, c).
+
+        >>> bands = Bands(lower=np.float32([0.2, 0.2]), upper=np.float32([0.8, 0.1]))
+        >>> bands.uncertain(np.array([[0.5, 0.0], [0.9, 0.9]], np.float32)).tolist()
+        [0]
+        """
+        return np.flatnonzero(((scores >= self.lower) & (scores <= self.upper)).any(axis=1))
+
+
+def cascaded(
+    inputs: Sequence[Array],
+    *,
+    bands: Bands,
+    first: Callable[[Sequence[Array]], Float32 | None],
+    rest: Callable[[Sequence[Array]], Float32 | None],
+) -> Float32 | None:
+    """Return the scores of rows: those of `rest` where `first` is uncertain, and its own elsewhere.
+
+    Which rows go on depends on each row alone, so a row's scores do not depend on those beside it as far as
+    those of `first` and `rest` do not. None where either gives none.
+
+    Args:
+        inputs: arrays (n, ...), one for each distinct input of the members.
+        bands: where `first` is uncertain.
+        first: gives the scores (n, c) of any rows.
+        rest: likewise; called at most once, with the uncertain rows.
+
+    >>> double = cascaded(
+    ...     [np.float32([[0.1], [0.5]])],
+    ...     bands=Bands(lower=np.float32([0.4]), upper=np.float32([0.6])),
+    ...     first=lambda inputs: inputs[0],
+    ...     rest=lambda inputs: 2 * inputs[0],
+    ... )
+    >>> double.round(3).tolist()
+    [[0.10000000149011612], [1.0]]
+    """
+    sure = first(inputs)
+    if sure is None:
+        return None
+    scores = np.array(sure, np.float32)
+    rows = bands.uncertain(scores)
+    if len(rows):
+        asked = rest([array[rows] for array in inputs])
+        if asked is None:
+            return None
+        scores[rows] = asked
+    return scores

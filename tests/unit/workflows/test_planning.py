@@ -1,0 +1,435 @@
+"""Plans made of bundles: what is written scores what the plan says, and costs are what the clock says."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import write_images, write_scripted_bundle, write_wav
+
+from alula.accuracy import metric_named
+from alula.bundle import read_ensemble
+from alula.core import (
+    ArrayInput,
+    AudioInput,
+    Blend,
+    Geometric,
+    ImageInput,
+    LogMel,
+    Maximum,
+    Mean,
+    Rank,
+    Settings,
+    Smoothing,
+    TensorSpec,
+    View,
+)
+from alula.errors import BundleError, DataError, UsageError
+from alula.measure.fake import ScriptedClock
+from alula.postprocess import PostProcessing
+from alula.workflows import PlanReport, load, parse_duration_s, plan, planning, stage_costs
+
+RATE_HZ = 1_000
+WAVE = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0)
+LABELS = ("a", "b")
+TICK_S = 0.001
+
+
+@pytest.fixture(autouse=True)
+def started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a process takes half a second, and is not measured."""
+    monkeypatch.setattr(stage_costs, "_start_s", lambda: 0.5)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a bundle of a scripted member: it gives the first values of its input times a scale."""
+
+    def write(name: str, description: AudioInput | ArrayInput | ImageInput = WAVE, **fields: Any) -> Path:
+        match description:
+            case AudioInput(mel=None):
+                shape: tuple[int, ...] = (description.window_samples,)
+            case AudioInput():
+                shape = fields.pop("shape")
+            case ArrayInput():
+                shape = (4,)
+            case ImageInput():
+                shape = (3, description.height, description.width)
+        labels = fields.pop("labels", LABELS)
+        return write_scripted_bundle(
+            tmp_path / f"{name}.alula",
+            scratch=tmp_path / "scratch",
+            description=description,
+            outputs=(TensorSpec("scores", "float32", ("b", len(labels))),),
+            shape=shape,
+            labels=labels,
+            **fields,
+        )
+
+    return write
+
+
+@pytest.fixture
+def soundscapes(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Six recordings of 8 s and a manifest of their seconds: classes whose first samples are loud."""
+    lines = ["path,label,start_s,end_s"]
+    for k in range(6):
+        truth = rng.random((8, 2)) < 0.4
+        wave = rng.uniform(0.05, 0.5, (8, RATE_HZ))
+        wave[:, :2] += 0.25 * truth
+        write_wav(tmp_path / f"{k}.wav", wave.ravel(), rate_hz=RATE_HZ)
+        for second, row in enumerate(truth):
+            names = ";".join(name for name, there in zip(LABELS, row, strict=True) if there)
+            lines.append(f"{k}.wav,{names or ';'},{second},{second + 1}")
+    (tmp_path / "truth.csv").write_text("\n".join(lines))
+    return tmp_path / "truth.csv"
+
+
+class Tables:
+    """Writes tables of scores and their truth."""
+
+    def __init__(self, folder: Path, rng: np.random.Generator, rows: int = 120) -> None:
+        self.folder = folder
+        self.rng = rng
+        self.truth = (rng.random((rows, 2)) < 0.3).astype(float)
+        self.keys = [(f"{k // 10}.ogg", float(k % 10), k % 10 + 1.0) for k in range(rows)]
+        self.scores: dict[str, np.ndarray] = {}
+        self.truth_path = self.write("truth", self.truth)
+
+    def write(self, name: str, values: np.ndarray, labels: Sequence[str] = LABELS) -> Path:
+        path = self.folder / f"{name}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "start_s", "end_s", *labels])
+            writer.writerows([*key, *row] for key, row in zip(self.keys, values.tolist(), strict=True))
+        return path
+
+    def member(self, name: str, quality: float) -> Path:
+        noise = self.rng.normal(0, 1, self.truth.shape)
+        self.scores[name] = 1 / (1 + np.exp(-(quality * self.truth + noise - 1)))
+        return self.write(f"scores-{name}", self.scores[name])
+
+
+@pytest.fixture
+def tables(tmp_path: Path, rng: np.random.Generator) -> Tables:
+    return Tables(tmp_path, rng)
+
+
+def planned(bundles: Sequence[Path], **options: Any) -> PlanReport:
+    """A plan on one thread, on a clock that moves by a thousandth of a second whenever it is read."""
+    given = {
+        "workload": "20x60s",
+        "deadline": "10h",
+        "rounds": 2,
+        "round_s": 2 * TICK_S,
+        "threads": 1,
+        **options,
+    }
+    return plan(bundles, clock=ScriptedClock(steps_s=itertools.repeat(TICK_S)), **given)
+
+
+def auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    return metric_named("macro_auc").value(truth, scores)
+
+
+def test_a_plan_from_tables(make: Any, tables: Tables, tmp_path: Path) -> None:
+    qualities = {"poor": 0.2, "good": 1.2, "other": 1.1}
+    bundles = [make(name, scale=k + 1.0) for k, name in enumerate(qualities)]
+    scores = [tables.member(name, quality) for name, quality in qualities.items()]
+    found = planned(
+        bundles, scores=scores, truth=tables.truth_path, output=tmp_path / "e.alula", save=tmp_path / "p.json"
+    )
+    counts = found.plan.counts
+    assert set(counts) >= {"good", "other"}
+    total = sum(counts.values())
+    blended = sum(tables.scores[name] * count / total for name, count in counts.items())
+    assert found.plan.score == pytest.approx(auc(tables.truth, blended), abs=1e-6)
+    for size in (1, 2, 3):
+        for some in itertools.combinations(qualities, size):
+            one = np.mean([tables.scores[name] for name in some], axis=0)
+            assert found.plan.score >= auc(tables.truth, one) - 1e-6
+    assert (found.metric, found.rows, found.recordings) == ("macro_auc", 120, 12)
+    assert (found.workload.files, found.workload.rows) == (20, 1200)
+    saved = msgspec.json.decode((tmp_path / "p.json").read_bytes(), type=PlanReport)
+    assert saved == found
+    manifest = read_ensemble(tmp_path / "e.alula")
+    assert [member.name for member in manifest.members] == [name for name in qualities if name in counts]
+    assert manifest.blend == Mean(weights=tuple(float(counts[member.name]) for member in manifest.members))
+    ladder = manifest.ladder
+    assert set(ladder[0].members) == set(counts)
+    assert ladder[0].score == pytest.approx(found.plan.score)
+    assert len(ladder[-1].members) == 1
+    assert manifest.prior == pytest.approx(blended.mean(axis=0), abs=1e-6)
+
+
+def test_one_table_for_all_with_labels_by_name(make: Any, tables: Tables, tmp_path: Path) -> None:
+    """Columns and rows in another order, rows told by ids, labels as text: all the same plan."""
+    bundles = [make("one"), make("two", scale=2.0)]
+    each = [tables.member("one", 1.0), tables.member("two", 0.8)]
+    plain = planned(bundles, scores=each, truth=tables.truth_path)
+    with (tmp_path / "all.csv").open("w") as file:
+        file.write("row_id,member,b,a\n")
+        for name, k in itertools.product(("two", "one"), range(119, -1, -1)):
+            path, _, end = tables.keys[k]
+            row_id = f"{path.removesuffix('.ogg')}_{end:g}"
+            file.write(f"{row_id},{name},{tables.scores[name][k, 1]:.17g},{tables.scores[name][k, 0]:.17g}\n")
+    with (tmp_path / "names.csv").open("w") as file:
+        file.write("path,start_s,end_s,label\n")
+        for (path, start, end), row in zip(tables.keys, tables.truth, strict=True):
+            names = ";".join(name for name, there in zip(LABELS, row, strict=True) if there)
+            file.write(f"{path},{start},{end},{names}\n")
+    found = planned(bundles, scores=[tmp_path / "all.csv"], truth=tmp_path / "names.csv")
+    assert found.plan.counts == plain.plan.counts
+    assert found.plan.score == pytest.approx(plain.plan.score)
+
+
+@pytest.mark.parametrize(
+    "blend", [Mean(of="logits"), Geometric(), Rank()], ids=["logits", "geometric", "rank"]
+)
+def test_blends_of_tables(make: Any, tables: Tables, blend: Blend) -> None:
+    import scipy.stats
+
+    bundles = [make(name, scale=k + 1.0, activation="sigmoid") for k, name in enumerate(("one", "two"))]
+    scores = [tables.member("one", 1.0), tables.member("two", 1.0)]
+    found = planned(bundles, scores=scores, truth=tables.truth_path, blend=blend)
+    one, two = (tables.scores[name] for name in ("one", "two"))
+    total = sum(found.plan.counts.values())
+    w, v = (found.plan.counts.get(name, 0) / total for name in ("one", "two"))
+    blended = {
+        "Mean": w * np.log(one / (1 - one)) + v * np.log(two / (1 - two)),
+        "Geometric": w * np.log(one) + v * np.log(two),
+        "Rank": w * scipy.stats.rankdata(one, axis=0) + v * scipy.stats.rankdata(two, axis=0),
+    }[type(blend).__name__]
+    assert found.plan.score == pytest.approx(auc(tables.truth, blended), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "steps"),
+    [((1,), ()), ((1, 2), ()), ((1, 2), (Smoothing(kernel=(0.1, 0.8, 0.1)),))],
+    ids=["none", "overlap", "overlap and smoothing"],
+)
+def test_the_ensemble_that_is_written_scores_what_the_plan_says(
+    make: Any, soundscapes: Path, tmp_path: Path, overlaps: tuple[int, ...], steps: Any
+) -> None:
+    wide = AudioInput(sample_rate_hz=RATE_HZ, window_s=2.0, hop_s=1.0)
+    bundles = [make("plain"), make("turned", scale=-0.5), make("wide", wide, scale=0.7)]
+    post = PostProcessing(view={"wide": View(keep_s=1.0)}, step=steps)
+    found = planned(
+        bundles,
+        data=soundscapes,
+        overlaps=overlaps,
+        post=post,
+        workload=tmp_path,
+        output=tmp_path / "e.alula",
+    )
+    assert (found.rows, found.recordings, found.workload.rows) == (48, 6, 48)
+    if overlaps == (1, 2):
+        assert [one.what for one in found.plan.left_out if "overlap" in one.what]
+    with load(tmp_path / "e.alula", threads=1) as ensemble, soundscapes.open() as file:
+        told = list(csv.DictReader(file))
+        truth = np.array([[name in row["label"].split(";") for name in LABELS] for row in told], float)
+        scores = []
+        for result in ensemble.map(sorted({tmp_path / row["path"] for row in told})):
+            assert result.scores is not None
+            assert result.start_s is not None
+            np.testing.assert_allclose(result.start_s, np.arange(8))
+            scores.append(result.scores)
+    assert found.plan.score == pytest.approx(auc(truth, np.concatenate(scores)), abs=1e-6)
+
+
+def test_a_ladder_of_overlaps(make: Any, soundscapes: Path, tmp_path: Path) -> None:
+    """Where the plan is the denser overlap, its ladder can go back to every second window."""
+    bundles = [make("plain")]
+    found = planned(bundles, data=soundscapes, overlaps=(1, 2), output=tmp_path / "e.alula")
+    manifest = read_ensemble(tmp_path / "e.alula")
+    for rung, stored in zip(found.plan.ladder, manifest.ladder, strict=True):
+        dense = found.plan.overlap != "none"
+        assert stored.every == (2 if dense and rung.overlap == "none" else 1)
+    expected = {"plain": View(hop_s=0.5)} if found.plan.overlap != "none" else {"plain": View()}
+    assert {member.name: member.view for member in manifest.members} == expected
+
+
+def test_what_stages_cost_and_how_long_the_job_takes(make: Any, tables: Tables) -> None:
+    """A call takes a tick whatever it does, so a unit costs a tick over the units of a call."""
+    bundles = [make("small"), make("large", scale=2.0, settings=Settings(batch_size=64))]
+    scores = [tables.member("small", 1.0), tables.member("large", 1.0)]
+    found = planned(bundles, scores=scores, truth=tables.truth_path)
+    stages = {stage.name: stage for stage in found.stages}
+    assert stages["model small"].core_s == pytest.approx(TICK_S / 32)
+    assert stages["model large"].core_s == pytest.approx(TICK_S / 128)
+    assert stages["decode"].core_s == pytest.approx(TICK_S / 60)  # a minute of noise, rows of a second
+    assert stages["features 1"].core_s == pytest.approx(TICK_S / 60)
+    assert stages["write"].core_s == pytest.approx(TICK_S / 256)
+    assert stages["start"].per == "job"
+    once_s = sum(stage.core_s for stage in found.stages if stage.per == "job" and stage.job_core_s)
+    rows_s = sum(
+        stage.core_s for stage in found.stages if stage.per in ("row", "window") and stage.job_core_s
+    )
+    assert found.plan.time.expected_s == pytest.approx(once_s + 1200 * 1.05 * rows_s)
+    assert sum(stage.job_core_s for stage in found.stages) == pytest.approx(once_s + 1200 * rows_s)
+    assert any("measured on noise" in note for note in found.notes)
+
+
+def test_features_that_share_an_fft(make: Any, tables: Tables, tmp_path: Path) -> None:
+    """Alone each takes a tick per call, and so do both together: all of it is shared, as far as may be."""
+    mels = [LogMel(n_fft=128, hop=64, n_mels=n, f_max_hz=500.0) for n in (4, 8)]
+    described = [msgspec.structs.replace(WAVE, mel=mel) for mel in mels]
+    bundles = [
+        make(f"m{k}", one, shape=(1, 4 * (k + 1), 16), scale=k + 1.0) for k, one in enumerate(described)
+    ]
+    write_wav(tmp_path / "long.wav", np.zeros(10 * 2 * RATE_HZ), rate_hz=2 * RATE_HZ)
+    found = planned(
+        bundles,
+        scores=[tables.member("m0", 1.0), tables.member("m1", 1.0)],
+        truth=tables.truth_path,
+        workload=tmp_path / "long.wav",
+    )
+    stages = {stage.name: stage.core_s for stage in found.stages}
+    assert stages["spectrum 1"] == pytest.approx(0.98 * TICK_S / 10)
+    assert stages["features 1"] == stages["features 2"] == pytest.approx(0.02 * TICK_S / 10)
+    assert stages["resample to 1 kHz"] == pytest.approx(TICK_S / 10)
+
+
+def test_variants_of_one_model_rule_each_other_out(make: Any, tables: Tables) -> None:
+    bundles = [make("fp32"), make("int8", settings=Settings(batch_size=64)), make("fold", scale=2.0)]
+    scores = [tables.member(name, 1.0) for name in ("fp32", "int8", "fold")]
+    found = planned(bundles, scores=scores, truth=tables.truth_path)
+    assert not {"fp32", "int8"} <= set(found.plan.counts)
+    both = auc(tables.truth, sum(tables.scores.values()))
+    assert both > found.plan.score  # the three together would have been better
+
+
+def test_another_machine_is_an_estimate(make: Any, tables: Tables) -> None:
+    options = {"scores": [tables.member("m", 1.0)], "truth": tables.truth_path, "workload": "200x10m"}
+    bundle = make("m")
+    here = planned([bundle], **options)
+    there = planned([bundle], cpus=4, speed=0.5, **options)
+    assert not there.machine.measured
+    assert any("estimate" in note for note in there.notes)
+    assert there.plan.time.expected_s < here.plan.time.expected_s / 4 / 0.5 + 2
+
+
+def test_a_cascade_that_is_written_is_what_was_offered(
+    make: Any, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Arrays whose first values the cheap member reads roughly and the others well."""
+    n = 400
+    truth = rng.random((n, 2)) < 0.3
+    x = np.stack([truth + rng.normal(0, 0.35, truth.shape), truth + rng.normal(0, 0.02, truth.shape)], axis=1)
+    np.save(tmp_path / "one.npy", x[0].reshape(4))
+    cheap = make("cheap", ArrayInput(shape=(4,)), settings=Settings(batch_size=256))
+    # The outputs of a scripted member are its first inputs, so those of the good one come from a table.
+    good = make("good", ArrayInput(shape=(4,)), scale=2.0, settings=Settings(batch_size=1))
+    for name, scores in (("cheap", x[:, 0]), ("good", x[:, 1]), ("truth", 1.0 * truth)):
+        lines = [f"{k}.npy,{a:.6f},{b:.6f}" for k, (a, b) in enumerate(scores)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,a,b", *lines]))
+    found = planned(
+        [cheap, good],
+        scores=[tmp_path / "cheap.csv", tmp_path / "good.csv"],
+        truth=tmp_path / "truth.csv",
+        workload=tmp_path / "one.npy",
+        max_drop=0.05,
+        cascade=True,
+        output=tmp_path / "e.alula",
+    )
+    offer = found.plan.cascade
+    assert offer is not None
+    assert offer.judged.cascade.cheap == "cheap"
+    assert any("the ensemble is the cascade" in note for note in found.notes)
+    manifest = read_ensemble(tmp_path / "e.alula")
+    assert manifest.cascade is not None
+    assert (manifest.cascade.member, manifest.cascade.lower) == ("cheap", offer.judged.cascade.lower)
+    weights = dict(zip(("cheap", "good"), manifest.blend.weights or (), strict=True))  # type: ignore[union-attr]
+    assert weights == {"cheap": 0.0, **offer.counts}
+    assert manifest.ladder[0].members == ("cheap", "good")
+    with load(tmp_path / "e.alula", threads=1) as ensemble:
+        (result,) = ensemble.map([tmp_path / "one.npy"])
+        assert result.scores is not None
+
+
+def test_many_rows_are_judged_by_some_of_their_recordings(
+    make: Any, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_score_s", lambda validation, names: 4 * planning._MOST_SCORE_S)
+    found = planned([make("m")], scores=[tables.member("m", 1.0)], truth=tables.truth_path)
+    assert (found.rows, found.recordings) == (30, 3)
+    assert any("judged on 30 of 120 rows" in note for note in found.notes)
+    assert found.plan.score != pytest.approx(auc(tables.truth, tables.scores["m"]))
+
+
+def test_images_from_a_folder(make: Any, tmp_path: Path) -> None:
+    description = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
+    images = write_images(tmp_path / "images", per_class=4)
+    bundle = make("m", description, labels=("blue", "green", "red"))
+    found = planned([bundle], data=images, workload=images)
+    assert (found.workload.rows, found.rows, found.metric) == (12, 12, "top1")
+    assert {"decode", "features 1", "model m"} <= {stage.name for stage in found.stages}
+    counted = planned([bundle], data=images, workload="5000")
+    assert counted.workload.rows == 5000
+
+
+def test_arrays_in_memory(make: Any, rng: np.random.Generator, tmp_path: Path) -> None:
+    x = rng.random((40, 4)).astype(np.float32)
+    np.save(tmp_path / "one.npy", x[0])
+    found = planned(
+        [make("m", ArrayInput(shape=(4,)))],
+        data=(x, (x[:, :2] > 0.5).astype(np.int64)),
+        workload=tmp_path / "one.npy",
+    )
+    assert (found.plan.score, found.rows) == (1.0, 40)
+
+
+def test_a_deadline_that_is_too_short_says_what_would_fit(make: Any, tables: Tables) -> None:
+    bundle, scores = make("m"), [tables.member("m", 1.0)]
+    options = {"scores": scores, "truth": tables.truth_path, "workload": "2000x10m"}
+    with pytest.raises(UsageError, match="too short for any bundle") as caught:
+        planned([bundle], deadline="20s", **options)
+    found = re.search(r"A deadline of (.*) would fit, or (\d+) of the 2000 files", str(caught.value))
+    assert found is not None
+    fitting = int(found[2])
+    assert 0 < fitting < 2000
+    enough = parse_duration_s(found[1].replace(" min", "m"))
+    planned([bundle], deadline=1.01 * enough, **options)
+    planned([bundle], deadline="20s", **{**options, "workload": f"{fitting - 1}x10m"})
+
+
+def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
+    bundles = [make("m"), make("n", scale=2.0)]
+    m, n = tables.member("m", 1.0), tables.member("n", 1.0)
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(m.read_text().splitlines()[:-1]))
+    other = tables.write("other", tables.scores["m"], labels=("a", "c"))
+    moved = tmp_path / "moved.csv"
+    moved.write_text(m.read_text().replace("11.ogg", "99.ogg"))
+    truth = tables.truth_path
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (UsageError, "give either tables", {}),
+        (UsageError, "give either tables", {"scores": [m, n], "truth": truth, "data": tmp_path}),
+        (UsageError, "give both --scores and --truth", {"scores": [m, n]}),
+        (UsageError, "Got 1 tables of scores for 2 bundles", {"scores": [m], "truth": truth}),
+        (DataError, "119 rows for `n`, and .* has 120", {"scores": [m, short], "truth": truth}),
+        (DataError, "no row for `11.ogg`", {"scores": [m, moved], "truth": truth}),
+        (DataError, "no column `b` of the 2 classes", {"scores": [m, other], "truth": truth}),
+        (UsageError, "at one overlap", {"scores": [m, n], "truth": truth, "overlaps": (1, 2)}),
+        (UsageError, "largest is a multiple", {"scores": [m, n], "truth": truth, "overlaps": (2, 3)}),
+        (UsageError, "has none. Choose another", {"scores": [m, n], "truth": truth, "blend": Maximum()}),
+        (UsageError, "no workload", {"scores": [m, n], "truth": truth, "workload": "10x"}),
+        (UsageError, "no folder that exists", {"scores": [m, n], "truth": truth, "workload": "absent"}),
+        (UsageError, "knows no truth", {"scores": [m, n], "truth": truth, "metric": "agreement"}),
+        (UsageError, "--cpus is 0", {"scores": [m, n], "truth": truth, "cpus": 0}),
+        (UsageError, "exists already", {"scores": [m, n], "truth": truth, "output": bundles[0]}),
+    ]
+    for error, match, options in cases:
+        with pytest.raises(error, match=match):
+            planned(bundles, **options)
+    with pytest.raises(UsageError, match="has no class `c`"):
+        planned([bundles[0], make("c", labels=("a", "c"))], scores=[m, n], truth=truth)
+    with pytest.raises(BundleError, match="does not exist"):
+        planned([tmp_path / "absent.alula"], scores=[m], truth=truth)
