@@ -32,9 +32,13 @@ __all__ = ["Effort", "Field", "Standing", "Strategy"]
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
 _SURE = 3  # looks, whose median one disturbance cannot move
+_AGAIN = 2  # looks at the best settings of a promising recipe, and so many of them
+_AGREE = 1.04  # the higher of two looks over the lower
+_NEAR = 0.95  # of the best settings: what is below is no step up
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
-_CALM = 0.85  # of the anchor's best: less is a disturbance, more is noise
+_NO_TIME = "the budget is used up"
+_CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
 
 
 class Field(Protocol):
@@ -79,8 +83,17 @@ class Field(Protocol):
         """Return the scores of looks that an earlier, interrupted search took."""
         ...
 
-    def skip(self, recipe: Recipe) -> None:
-        """Take note that there was no time for a recipe."""
+    def outdone(self, recipe: Recipe, *, best: float) -> str | None:
+        """Return why a recipe that was not tried cannot win, from what is known of others; None if it may.
+
+        Args:
+            recipe: of those that the strategy was given.
+            best: the highest score of a recipe that was not found wrong.
+        """
+        ...
+
+    def skip(self, recipe: Recipe, reason: str) -> None:
+        """Take note that a recipe is not tried, and why."""
         ...
 
     def accept(self, candidate: Candidate) -> bool:
@@ -95,6 +108,8 @@ class Effort:
     Attributes:
         look_s: length of one look and of the anchor's rounds beside it.
         round_s: length of a round of the race.
+        far: a recipe whose first look reaches less than this share of the best of others at the same settings
+            gets no look at others.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
@@ -109,13 +124,14 @@ class Effort:
 
     look_s: float = 0.4
     round_s: float = 0.6
+    far: float = 0.5
     hopeless: float = 0.6
     promising: float = 0.85
     close: float = 0.9
     contenders: int = 6
     per_recipe: int = 3
     closer: int = 3
-    tries: int = 4
+    tries: int = 3
     laps: int = 12
     finalists: int = 3
     margin: float = 0.01
@@ -164,9 +180,10 @@ class Strategy:
     ) -> tuple[Standing, ...]:
         """Return accepted candidates, the fastest first; empty when none was accepted.
 
-        Recipes are taken in order as long as one like those before would end in time; then the best are
-        looked at more closely. Time that is left goes to further recipes, which are given up where they do
-        not end in time.
+        Recipes are taken in order as long as one like those before would end in time, without those that
+        cannot win by what is known then; then the best are looked at more closely. Time that is left goes to
+        further recipes, which are given up where they do not end in time. What seemed to be outdone is tried
+        after all when the recipe that outdid it turns out to be wrong.
 
         Args:
             recipes: most promising first.
@@ -178,18 +195,17 @@ class Strategy:
         self._after_s = after_s or _nothing
         left = [recipe for recipe in recipes if not self._know(recipe)]
         while True:
-            while left and not (self._scores and self._is_late(self._expected_s())):
-                self._take(left.pop(0))
+            while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
+                pass
             self._look_closer()
-            if not left or self._is_late(min(self._costs_s, default=0.0)):
+            if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
                 break
-            self._take(left.pop(0))
         standings = self._race()
         while left and not standings:  # nothing was right so far, and there must be a result
             self._take(left.pop(0))
             standings = self._race()
         for recipe in left:
-            self._field.skip(recipe)
+            self._field.skip(recipe, self._outdone(recipe) or _NO_TIME)
         return standings
 
     def call_s(self, candidate: Candidate) -> float:
@@ -225,6 +241,18 @@ class Strategy:
             self._anchor = next(iter(known))
         return bool(known)
 
+    def _take_next(self, left: list[Recipe]) -> bool:
+        """Take the first recipe that may win; return whether there was one."""
+        recipe = next((one for one in left if self._outdone(one) is None), None)
+        if recipe is None:
+            return False
+        left.remove(recipe)
+        self._take(recipe)
+        return True
+
+    def _outdone(self, recipe: Recipe) -> str | None:
+        return self._field.outdone(recipe, best=self._best()) if self._scores else None
+
     def _take(self, recipe: Recipe) -> None:
         started_s = self._clock.monotonic()
         self._look_at(recipe)
@@ -246,22 +274,35 @@ class Strategy:
         first_batch = settings[0].batch_size
         candidates = [Candidate(recipe, one) for one in settings]
         layouts = [one for one in candidates if one.settings.batch_size == first_batch]
-        self._look(layouts)
-        if not self._is_promising(recipe):
-            self._look(layouts)  # a disturbed look must not cost a recipe its chance
+        for candidate in layouts:
+            self._look([candidate])
+            if candidate in self._scores and not self._is_promising(recipe):
+                self._look([candidate])  # a disturbed look must not cost a recipe its chance
+            if self._is_far(candidate):
+                return
         found = [one for one in layouts if one in self._scores]
         if not found or max(self._scores[one] for one in found) < self._effort.hopeless * self._best():
             return
         best = max(found, key=lambda one: self._scores[one])
-        # Which layout is better depends little on the batch size, as a rule that only leaders need not trust.
-        wide = self._is_promising(recipe)
-        self._look([one for one in candidates if one not in layouts and (wide or _same_layout(one, best))])
+        # Which layout is better depends little on the batch size; leaders get a closer look later.
+        self._look([one for one in candidates if one not in layouts and _same_layout(one, best)])
         ranked = sorted(self._of(recipe), key=lambda one: -self._scores[one])
-        self._look(ranked[: _SURE if wide else 1])
+        again = ranked[: _AGAIN if self._is_promising(recipe) else 1]
+        self._look([one for one in again if len(self._looks[one]) < _AGAIN])
 
     def _is_promising(self, recipe: Recipe) -> bool:
         scores = [self._scores[one] for one in self._of(recipe)]
         return max(scores, default=0.0) >= self._effort.promising * self._best()
+
+    def _is_far(self, candidate: Candidate) -> bool:
+        """Whether a candidate is so far behind others at its settings that no other layout helps."""
+        others = [
+            score
+            for one, score in self._scores.items()
+            if one.settings == candidate.settings and one.recipe != candidate.recipe
+        ]
+        mine = self._scores.get(candidate)
+        return mine is not None and mine < self._effort.far * max(others, default=0.0)
 
     def _look_closer(self) -> None:
         """Climb from the best settings of each promising recipe to better ones close by."""
@@ -281,7 +322,9 @@ class Strategy:
                         continue
                     if self._is_late(self._field.loading_s(candidate.recipe)):
                         return
-                    self._look([candidate], looks=2)
+                    self._look([candidate])
+                    if self._scores.get(candidate, 0.0) >= _NEAR * before and not self._is_sure(candidate):
+                        self._look([candidate])
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
                 top = best if best != top and self._scores[best] > before else None
 
@@ -309,18 +352,22 @@ class Strategy:
         for candidate in self._of(recipe):
             del self._scores[candidate]
 
-    def _look(self, candidates: Sequence[Candidate], *, looks: int = 1) -> None:
+    def _look(self, candidates: Sequence[Candidate]) -> None:
         for candidate in candidates:
             known = any(one.recipe == candidate.recipe for one in self._scores)
             if self._scores and self._is_late(self._field.loading_s(candidate.recipe) if known else 0.0):
                 return
             leader_before = self._best()
             with contextlib.suppress(EngineError):
-                for _ in range(looks):
-                    self._look_once(candidate)
+                self._look_once(candidate)
                 # A lead may be the anchor's bad luck, which would make all others look slow from then on.
-                while self._scores[candidate] > leader_before > 0 and len(self._looks[candidate]) < _SURE:
+                while self._scores[candidate] > leader_before > 0 and not self._is_sure(candidate):
                     self._look_once(candidate)
+
+    def _is_sure(self, candidate: Candidate) -> bool:
+        """Whether two looks at a candidate agree, or there were enough of them."""
+        looks = self._looks[candidate]
+        return len(looks) >= _SURE or (len(looks) > 1 and max(looks) <= _AGREE * min(looks))
 
     def _look_once(self, candidate: Candidate) -> None:
         """Score a candidate; again, where the anchor says that the machine was disturbed meanwhile."""
@@ -333,9 +380,13 @@ class Strategy:
             self._anchor_is_fresh = False
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
-            if min(beside) >= _CALM * max(self._anchor_per_s) or attempt == self._effort.tries - 1:
+            score = taken.per_s / max(beside)
+            calm = min(beside) >= _CALM * statistics.median(self._anchor_per_s)
+            # What is far behind whatever disturbed it need not be known well.
+            far = score < self._effort.far * self._best()
+            if calm or far or attempt == self._effort.tries - 1:
                 scores = self._looks.setdefault(candidate, [])
-                scores.append(taken.per_s / max(beside))
+                scores.append(score)
                 self._scores[candidate] = statistics.median_high(scores)
                 self._field.scored(candidate, taken, self._scores[candidate])
                 break

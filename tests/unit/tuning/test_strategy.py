@@ -54,6 +54,8 @@ class SimulatedField:
         self.bad: set[Recipe] = {one for one in RECIPES if self.chance.random() < 0.15}
         self.broken: set[Candidate] = set()
         self.skipped: list[Recipe] = []
+        self.reasons: dict[Recipe, str] = {}
+        self.asked: list[Recipe] = []
         self.measured: list[Candidate] = []
         self.truth = {one: speed for recipe in RECIPES for one, speed in self._speeds(recipe).items()}
         self.held: tuple[Candidate, ...] = ()
@@ -88,6 +90,7 @@ class SimulatedField:
         )
 
     def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
+        self.asked.append(recipe)
         taking_s = self.chance.uniform(3, 12)
         allowed_s = max(1.0, until_s - self.clock.monotonic())
         self.clock.advance(min(taking_s, allowed_s))
@@ -144,8 +147,12 @@ class SimulatedField:
     def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
         return self.known.get(recipe, {})
 
-    def skip(self, recipe: Recipe) -> None:
+    def outdone(self, recipe: Recipe, *, best: float) -> str | None:
+        return None
+
+    def skip(self, recipe: Recipe, reason: str) -> None:
         self.skipped.append(recipe)
+        self.reasons[recipe] = reason
 
     def accept(self, candidate: Candidate) -> bool:
         self.clock.advance(2)
@@ -308,6 +315,67 @@ def test_known_scores_are_not_measured_again() -> None:
     resumed = Strategy(again, clock=clock).run(RECIPES, deadline_s=600)
     assert resumed[0].candidate.recipe == standings[0].candidate.recipe
     assert clock.monotonic() < 0.5 * field.clock.monotonic()
+
+
+class KnowingField(SimulatedField):
+    """Takes every variant for as fast as the plain recipe, unless that one was found wrong."""
+
+    def outdone(self, recipe: Recipe, *, best: float) -> str | None:
+        plain = msgspec.structs.replace(recipe, variant=None)
+        known = [score for one, score in self.scores.items() if one.recipe == plain]
+        if recipe == plain or not known or (plain in self.wrong and max(known) > 0.9 * best):
+            return None
+        return f"as {plain}"
+
+    def __init__(self, seed: int, noise: Noise, clock: ScriptedClock) -> None:
+        super().__init__(seed, noise, clock)
+        self.wrong: set[Recipe] = set()
+
+    def accept(self, candidate: Candidate) -> bool:
+        right = super().accept(candidate)
+        if not right:
+            self.wrong.add(candidate.recipe)
+        return right
+
+
+def test_what_is_outdone_is_not_tried_and_the_search_ends_early() -> None:
+    clock = ScriptedClock()
+    field = KnowingField(3, QUIET, clock)
+    field.bad = set()
+    assert Strategy(field, clock=clock).run(RECIPES, deadline_s=3600)
+    plain = {one for one in RECIPES if one.variant is None}
+    assert set(field.asked) == plain
+    assert set(field.reasons) == set(RECIPES) - plain
+    assert all(text == f"as {one.engine}/int8-{one.quantizer}" for one, text in field.reasons.items())
+    assert clock.monotonic() < 600
+
+
+def test_what_was_outdone_by_a_wrong_recipe_is_tried_after_all() -> None:
+    clock = ScriptedClock()
+    field = KnowingField(3, QUIET, clock)
+    family = {one for one in RECIPES if one.engine == "b" and one.precision == "int8"}
+    plain = Recipe("b", "int8", "nncf")
+    for candidate, speed in field.truth.items():
+        field.truth[candidate] = 400.0 if candidate.recipe in family else min(speed, 200.0)
+    field.bad = {plain}
+    standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=3600)
+    assert field.asked.index(plain) < min(map(field.asked.index, family - {plain}))
+    assert family <= set(field.asked)
+    assert {one.candidate.recipe for one in standings} <= family - {plain}
+
+
+def test_a_recipe_far_behind_gets_no_look_at_another_layout() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(6, QUIET, clock)
+    field.bad = set()
+    slow = RECIPES[5]
+    for candidate in field.truth:
+        if candidate.recipe == slow:
+            field.truth[candidate] = 1.0
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=3600)
+    seen = [one for one in field.measured if one.recipe == slow]
+    assert {one.settings for one in seen} == {Settings(threads=2, instances=1, batch_size=8)}
+    assert len(seen) == 2  # the second, lest a disturbance cost it its chance
 
 
 def test_effort_is_what_is_asked_for() -> None:
