@@ -34,9 +34,10 @@ _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter tha
 _SURE = 3  # looks, whose median one disturbance cannot move
 _AGAIN = 2  # looks at the best settings of a promising recipe, and so many of them
 _AGREE = 1.04  # the higher of two looks over the lower
-_NEAR = 0.95  # of the best settings: what is below is no step up
+_NEAR = 0.7  # of the best settings so far: less is no disturbance alone
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
+_FEWEST = 3  # contenders
 _NO_TIME = "the budget is used up"
 _CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
 
@@ -124,7 +125,7 @@ class Effort:
 
     look_s: float = 0.4
     round_s: float = 0.6
-    far: float = 0.5
+    far: float = 0.4
     hopeless: float = 0.6
     promising: float = 0.85
     close: float = 0.9
@@ -164,6 +165,7 @@ class Strategy:
         self._anchor_is_held = False
         self._anchor_is_fresh = False  # nothing else was measured since
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
+        self._coarse: dict[Recipe, list[Candidate]] = {}
         self._costs_s: list[float] = []
         self._calls_s: dict[Candidate, float] = {}
         self._right: set[Recipe] = set()
@@ -274,6 +276,7 @@ class Strategy:
         first_batch = settings[0].batch_size
         candidates = [Candidate(recipe, one) for one in settings]
         layouts = [one for one in candidates if one.settings.batch_size == first_batch]
+        self._coarse[recipe] = candidates
         for candidate in layouts:
             self._look([candidate])
             if candidate in self._scores and not self._is_promising(recipe):
@@ -313,7 +316,10 @@ class Strategy:
                 self._drop(leader.recipe)
                 done.remove(leader.recipe)
                 continue
-            top: Candidate | None = leader
+            for candidate in self._coarse.get(leader.recipe, ()):
+                if candidate not in self._scores:
+                    self._look_twice(candidate, below=self._scores[leader])
+            top: Candidate | None = max(self._of(leader.recipe), key=lambda one: self._scores[one])
             while top is not None:
                 before = self._scores[top]
                 for settings in self._field.variations(top):
@@ -322,11 +328,15 @@ class Strategy:
                         continue
                     if self._is_late(self._field.loading_s(candidate.recipe)):
                         return
-                    self._look([candidate])
-                    if self._scores.get(candidate, 0.0) >= _NEAR * before and not self._is_sure(candidate):
-                        self._look([candidate])
+                    self._look_twice(candidate, below=before)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
                 top = best if best != top and self._scores[best] > before else None
+
+    def _look_twice(self, candidate: Candidate, *, below: float) -> None:
+        """Look at a candidate; again if it is below a score by no more than a disturbance explains."""
+        self._look([candidate])
+        if _NEAR * below <= self._scores.get(candidate, 0.0) < below:
+            self._look([candidate])
 
     def _is_right(self, candidate: Candidate) -> bool:
         if candidate.recipe in self._right:
@@ -361,7 +371,7 @@ class Strategy:
             with contextlib.suppress(EngineError):
                 self._look_once(candidate)
                 # A lead may be the anchor's bad luck, which would make all others look slow from then on.
-                while self._scores[candidate] > leader_before > 0 and not self._is_sure(candidate):
+                while self._scores[candidate] > leader_before and not self._is_sure(candidate):
                     self._look_once(candidate)
 
     def _is_sure(self, candidate: Candidate) -> bool:
@@ -381,7 +391,7 @@ class Strategy:
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
             score = taken.per_s / max(beside)
-            calm = min(beside) >= _CALM * statistics.median(self._anchor_per_s)
+            calm = min(beside) >= _CALM * self._usual_per_s()
             # What is far behind whatever disturbed it need not be known well.
             far = score < self._effort.far * self._best()
             if calm or far or attempt == self._effort.tries - 1:
@@ -390,6 +400,11 @@ class Strategy:
                 self._scores[candidate] = statistics.median_high(scores)
                 self._field.scored(candidate, taken, self._scores[candidate])
                 break
+
+    def _usual_per_s(self) -> float:
+        """Return the anchor's upper quartile: not the luck of one round, and undisturbed most of the time."""
+        ranked = sorted(self._anchor_per_s)
+        return ranked[3 * len(ranked) // 4]
 
     def _take_anchor(self, candidate: Candidate) -> None:
         self._field.hold([candidate])
@@ -456,7 +471,9 @@ class Strategy:
         chosen: list[Candidate] = []
         for candidate in self.best_so_far():
             same = sum(one.recipe == candidate.recipe for one in chosen)
-            if self._scores[candidate] >= threshold and same < self._effort.per_recipe:
+            # The best score may be luck: some behind it get their chance whatever it is.
+            close = self._scores[candidate] >= threshold or len(chosen) < _FEWEST
+            if close and same < self._effort.per_recipe:
                 chosen.append(candidate)
         return chosen[: self._effort.contenders]
 

@@ -247,7 +247,7 @@ def test_the_deadline_is_kept() -> None:
         assert clock.monotonic() < 60 + 15
 
 
-@pytest.mark.parametrize("budget_s", [120.0, 240.0, 400.0])
+@pytest.mark.parametrize("budget_s", [60.0, 120.0, 200.0])
 def test_the_budget_is_used_and_kept(budget_s: float) -> None:
     """With what follows the race: 9 rounds of the finalists and the baseline."""
     shares = []
@@ -259,12 +259,11 @@ def test_the_budget_is_used_and_kept(budget_s: float) -> None:
             return (len(finalists) + 1) * (9 * 0.6 + 1.5)
 
         standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=budget_s, after_s=after_s)
-        if not standings:
+        if not standings or not field.skipped:  # everything was tried before
             continue
         clock.advance(after_s([one.candidate for one in standings]))
         shares.append(clock.monotonic() / budget_s)
-        # What is left was left by a race that was decided early.
-        assert field.skipped or budget_s == 400.0
+    assert len(shares) > 15
     assert max(shares) <= 1.10
     assert statistics.median(shares) >= 0.95
 
