@@ -109,8 +109,8 @@ class Effort:
     Attributes:
         look_s: length of one look and of the anchor's rounds beside it.
         round_s: length of a round of the race.
-        far: a recipe whose first look reaches less than this share of the best of others at the same settings
-            gets no look at others.
+        far: a recipe whose looks at some settings reach less than this share of the best of others at the same
+            settings gets no further ones.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
