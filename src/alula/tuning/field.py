@@ -133,6 +133,7 @@ class ProcessField:
         self._accuracy: dict[Recipe, Accuracy] = {}
         self._accepted: dict[Candidate, Accepted] = {}
         self._gone: set[Recipe] = set()
+        self._wrong: dict[Recipe, Rejected] = {}  # of those, what runs
         self._loading_s: dict[Recipe, float] = {}
         self._per_s: dict[Recipe, float] = {}  # the least that was seen
         self._hangs: dict[Recipe, int] = {}
@@ -149,7 +150,10 @@ class ProcessField:
                 golden = _golden_paths(self._output_folder(recipe), self._workshop.signature)
                 if all(Path(path).is_file() for path in golden):
                     self.golden_outputs[recipe] = golden
-            case Failed(settings=None) | Rejected(tried=True):
+            case Rejected(tried=True):
+                self._gone.add(outcome.recipe)
+                self._wrong[outcome.recipe] = outcome
+            case Failed(settings=None):
                 self._gone.add(outcome.recipe)
             case _:
                 pass
@@ -211,9 +215,13 @@ class ProcessField:
                 return ()
         if isinstance(verdict, Rejected):
             self._reject(verdict)
-            return ()
-        self._accuracy[recipe] = verdict
+        else:
+            self._accuracy[recipe] = verdict
         return grid
+
+    def is_wrong(self, recipe: Recipe) -> bool:
+        """See `Field.is_wrong`."""
+        return recipe in self._wrong
 
     def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
         """See `Field.variations`."""
@@ -286,6 +294,10 @@ class ProcessField:
 
     def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
         """See `Field.scored`."""
+        wrong = self._wrong.get(candidate.recipe)
+        if wrong is not None:
+            self._reject(msgspec.structs.replace(wrong, relative=score))
+            return
         outcome = Accepted(
             candidate=candidate,
             accuracy=self._accuracy[candidate.recipe],
@@ -308,10 +320,12 @@ class ProcessField:
 
     def outdone(self, recipe: Recipe, *, best: float) -> str | None:
         """See `Field.outdone`."""
+        known = [(one.recipe, outcome.relative) for one, outcome in self._accepted.items()]
+        known += [(one, outcome.relative) for one, outcome in self._wrong.items()]
         speeds: dict[Recipe, float] = {}
-        for one, outcome in self._accepted.items():
-            if outcome.relative is not None:
-                speeds[one.recipe] = max(outcome.relative, speeds.get(one.recipe, 0.0))
+        for one, relative in known:
+            if relative is not None:
+                speeds[one] = max(relative, speeds.get(one, 0.0))
         return outdone(recipe, speeds, wrong=self._gone, best=best)
 
     def skip(self, recipe: Recipe, reason: str) -> None:
@@ -458,6 +472,7 @@ class ProcessField:
 
     def _reject(self, verdict: Rejected) -> None:
         self._gone.add(verdict.recipe)
+        self._wrong[verdict.recipe] = verdict
         self._record(verdict)
 
     def _lose(self, candidate: Candidate, error: StepError) -> None:

@@ -46,11 +46,15 @@ class Field(Protocol):
     """What a strategy can ask for. Every method may take long."""
 
     def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
-        """Build a recipe and check its accuracy roughly; return its coarse settings, none if it is out.
+        """Build a recipe and check its accuracy roughly; return its coarse settings, none if it does not run.
 
         Different thread layouts at one batch size come first, then other batch sizes. A recipe that is not
         ready by `until_s` on the clock is given up, as one that there was no time for.
         """
+        ...
+
+    def is_wrong(self, recipe: Recipe) -> bool:
+        """Return whether a recipe that runs cannot be accepted: its speed is of use for others only."""
         ...
 
     def loading_s(self, recipe: Recipe) -> float:
@@ -109,8 +113,8 @@ class Effort:
     Attributes:
         look_s: length of one look and of the anchor's rounds beside it.
         round_s: length of a round of the race.
-        far: a recipe whose looks at some settings reach less than this share of the best of others at the same
-            settings gets no further ones.
+        far: a recipe whose looks at some settings reach less than this share of the best of others at those
+            gets no further ones.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
@@ -275,6 +279,9 @@ class Strategy:
             return
         first_batch = settings[0].batch_size
         candidates = [Candidate(recipe, one) for one in settings]
+        if self._field.is_wrong(recipe):
+            self._look_at_wrong(candidates[0])
+            return
         layouts = [one for one in candidates if one.settings.batch_size == first_batch]
         self._coarse[recipe] = candidates
         for candidate in layouts:
@@ -299,13 +306,29 @@ class Strategy:
 
     def _is_far(self, candidate: Candidate) -> bool:
         """Whether a candidate is so far behind others at its settings that no other layout helps."""
-        others = [
-            score
-            for one, score in self._scores.items()
-            if one.settings == candidate.settings and one.recipe != candidate.recipe
-        ]
         mine = self._scores.get(candidate)
-        return mine is not None and mine < self._effort.far * max(others, default=0.0)
+        return mine is not None and mine < self._effort.far * self._best_beside(candidate)
+
+    def _best_beside(self, candidate: Candidate) -> float:
+        """Return the best score of other recipes at the settings of a candidate, 0 without one."""
+        return max(
+            (
+                score
+                for one, score in self._scores.items()
+                if one.settings == candidate.settings and one.recipe != candidate.recipe
+            ),
+            default=0.0,
+        )
+
+    def _look_at_wrong(self, candidate: Candidate) -> None:
+        """Score a recipe by its share of the best at the same settings: it is not worth a look at others."""
+        beside = self._best_beside(candidate)
+        if not beside or self._is_late():
+            return
+        with contextlib.suppress(EngineError):
+            looks = [self._compared(candidate) for _ in range(_AGAIN)]
+            taken, score = max(looks, key=lambda look: look[1])
+            self._field.scored(candidate, taken, score / beside * self._best())
 
     def _look_closer(self) -> None:
         """Climb from the best settings of each promising recipe to better ones close by."""
@@ -380,10 +403,21 @@ class Strategy:
         return len(looks) >= _SURE or (len(looks) > 1 and max(looks) <= _AGREE * min(looks))
 
     def _look_once(self, candidate: Candidate) -> None:
-        """Score a candidate; again, where the anchor says that the machine was disturbed meanwhile."""
+        taken, score = self._compared(candidate)
+        scores = self._looks.setdefault(candidate, [])
+        scores.append(score)
+        self._scores[candidate] = statistics.median_high(scores)
+        self._field.scored(candidate, taken, self._scores[candidate])
+
+    def _compared(self, candidate: Candidate) -> tuple[Round, float]:
+        """Return a look and its score; a new one, where the anchor says that the machine was disturbed.
+
+        Raises:
+            EngineError: the candidate failed.
+        """
         if self._anchor is None:
             self._take_anchor(candidate)
-        for attempt in range(self._effort.tries):
+        for tries_left in reversed(range(self._effort.tries)):
             self._refresh_anchor()
             taken = self._field.measure(candidate, self._effort.look_s)
             self._calls_s[candidate] = statistics.median(taken.calls)
@@ -393,13 +427,9 @@ class Strategy:
             score = taken.per_s / max(beside)
             calm = min(beside) >= _CALM * self._usual_per_s()
             # What is far behind whatever disturbed it need not be known well.
-            far = score < self._effort.far * self._best()
-            if calm or far or attempt == self._effort.tries - 1:
-                scores = self._looks.setdefault(candidate, [])
-                scores.append(score)
-                self._scores[candidate] = statistics.median_high(scores)
-                self._field.scored(candidate, taken, self._scores[candidate])
+            if calm or score < self._effort.far * self._best() or not tries_left:
                 break
+        return taken, score
 
     def _usual_per_s(self) -> float:
         """Return the anchor's upper quartile: not the luck of one round, and undisturbed most of the time."""

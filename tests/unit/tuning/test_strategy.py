@@ -53,6 +53,7 @@ class SimulatedField:
         self.stolen_until_s, self.next_theft_s = 0.0, self.chance.expovariate(1 / 40)
         self.bad: set[Recipe] = {one for one in RECIPES if self.chance.random() < 0.15}
         self.broken: set[Candidate] = set()
+        self.wrong_at_once: set[Recipe] = set()
         self.skipped: list[Recipe] = []
         self.reasons: dict[Recipe, str] = {}
         self.asked: list[Recipe] = []
@@ -112,6 +113,9 @@ class SimulatedField:
             replace(mine, threads=mine.instances, instances=mine.threads),
             *(replace(mine, knobs=knobs) for knobs in KNOBS if knobs != mine.knobs),
         )
+
+    def is_wrong(self, recipe: Recipe) -> bool:
+        return recipe in self.wrong_at_once
 
     def loading_s(self, recipe: Recipe) -> float:
         return 1.5
@@ -361,6 +365,32 @@ def test_what_was_outdone_by_a_wrong_recipe_is_tried_after_all() -> None:
     assert field.asked.index(plain) < min(map(field.asked.index, family - {plain}))
     assert family <= set(field.asked)
     assert {one.candidate.recipe for one in standings} <= family - {plain}
+
+
+def test_a_recipe_that_is_wrong_at_once_tells_of_others_by_its_speed() -> None:
+    clock = ScriptedClock()
+    field = KnowingField(3, QUIET, clock)
+    field.bad = set()
+    slow, fast = Recipe("a", "int8", "static"), Recipe("b", "int8", "nncf")
+    field.wrong_at_once = field.wrong = {slow, fast}
+    for candidate in field.truth:
+        if candidate.recipe.precision == "int8" and candidate.recipe.engine in "ab":
+            field.truth[candidate] = 20.0 if candidate.recipe.engine == "a" else 900.0
+    # The first recipe is the anchor; without one there is nothing to compare with.
+    recipes = (Recipe("c", "fp32"), *(one for one in RECIPES if one != Recipe("c", "fp32")))
+    standings = Strategy(field, clock=clock).run(recipes, deadline_s=3600)
+    assert {one.candidate.recipe.engine for one in standings} == {"b"}
+    assert fast not in {one.candidate.recipe for one in standings}
+    assert not [one for one in field.asked if one.engine == "a" and one.variant]
+    for recipe in (slow, fast):
+        looked = [one for one in field.measured if one.recipe == recipe]
+        assert {one.settings for one in looked} == {Settings(threads=2, instances=1, batch_size=8)}
+        assert len(looked) == 2
+    settings = Settings(threads=2, instances=1, batch_size=8)
+    speed = field.scores[Candidate(slow, settings)] / field.scores[Candidate(recipes[0], settings)]
+    truth = 20.0 / field.truth[Candidate(recipes[0], settings)]
+    # A share of the best at the same settings, taken of the best at any.
+    assert speed >= 0.9 * truth
 
 
 def test_a_recipe_far_behind_gets_no_look_at_another_layout() -> None:
