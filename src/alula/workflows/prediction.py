@@ -200,6 +200,7 @@ def predict(
     if report_path.absolute() == target.absolute():
         raise UsageError(f"The output and the error report are both {target}; give them two names.")
     folder = journal_folder(target)
+    asked = None if sample is None else read_sample_submission(sample)
     deadline = None
     if deadline_s is not None:
         deadline = Deadline(
@@ -207,10 +208,12 @@ def predict(
             allowed_s=deadline_s,
             kind=kind,
             prior=prior_of(prior, labels=bundle.labels, shape=bundle.row_shape),
-            guesses_rows=sample is None,
+            asked_s={} if asked is None else asked.ends_s(),
             threads=bundle.threads,
             clock=clock,
         )
+        if format == "birdclef" and not ((deadline.prior >= 0) & (deadline.prior <= 1)).all():
+            raise UsageError("The prior of a submission holds a score outside 0 to 1; expected none.")
     elif prior is not None:
         raise UsageError("A prior is for rows that a deadline leaves no time for; there is no deadline.")
     sink = sink_for(
@@ -221,7 +224,7 @@ def predict(
         options=TableOptions(
             selection=selection,
             recordings=_recordings(description, everything),
-            sample=None if sample is None else read_sample_submission(sample),
+            sample=asked,
             drafts=folder,
         ),
     )
@@ -369,7 +372,7 @@ def _run_before(
         durations_s=lengths,
         guess_s=guess_by_size(lengths),
         listed=listed,
-        guesses_rows=deadline.guesses_rows,
+        asked_s=deadline.asked_s,
     )
     # Known before the first row is, or all would wait for the first file, which may lie on a disk that hangs.
     spec = row_spec or bundle.row_spec

@@ -347,6 +347,32 @@ def test_headers_that_lie_or_do_not_tell(
     assert (report.deadline.guessed_files > 0) == (said_s is None)
 
 
+def test_a_submission_has_the_rows_of_its_sample_whatever_headers_say(
+    machine: Machine,
+    ensemble: Ensemble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        quiet = np.full(10 * RATE_HZ, 0.2)
+        write_wav(tmp_path / "in" / f"{number:02}.wav", quiet, rate_hz=RATE_HZ)
+    monkeypatch.setattr(
+        lateness, "duration_s", lambda path: {"01.wav": None, "02.wav": 99.0}.get(path.name, 5.0)
+    )
+    ids = [f"{file:02}_{end_s}" for file in range(12) for end_s in range(1, 11)]
+    (tmp_path / "sample.csv").write_text("row_id,b\n" + "".join(f"{row_id},0\n" for row_id in ids))
+    run = run_before(machine, ensemble, tmp_path / "in", tmp_path / "s.csv")
+    report = run(deadline_s=16.0, prior={"b": 0.125}, format="birdclef", sample=tmp_path / "sample.csv")
+    lines = lines_of(tmp_path / "s.csv")
+    assert [line[0] for line in lines] == ids
+    assert report.deadline is not None
+    assert report.deadline.filled == sum(line[1] == "0.125" for line in lines) > 30
+    assert (report.notes, report.deadline.guessed_files) == ((), 0)
+    with pytest.raises(UsageError, match="outside 0 to 1"):
+        run(deadline_s=16.0, prior=2.0, format="birdclef")
+
+
 def test_a_bundle_of_one_model_has_the_prior_only(machine: Machine, recordings: Path, tmp_path: Path) -> None:
     with load(write_member(tmp_path, 2.0), threads=1) as bundle:
         predict(bundle, [recordings], output=tmp_path / "whole.csv")
