@@ -55,7 +55,7 @@ class Way:
         name: for people.
         members: places of the models that score a row, ascending.
         demands: which arrays of a row they take.
-        every: only each so-manieth window is computed; those between are left out.
+        every: only one of so many windows is computed; those between are left out.
         score: validated or declared worth.
         loads: units of each stage that a row takes.
     """

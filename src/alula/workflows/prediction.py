@@ -263,6 +263,8 @@ def predict(
                             row_spec=row_spec,
                             progress=progress,
                         )
+            if deadline is not None and late is not None:
+                late = msgspec.structs.replace(late, left_s=deadline.at_s - clock())
             if late is None or late.unfinished is None:
                 journal.finish()
     except JobError as error:
