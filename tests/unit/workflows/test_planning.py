@@ -319,39 +319,45 @@ def test_another_machine_is_an_estimate(make: Any, tables: Tables) -> None:
 def test_a_cascade_that_is_written_is_what_was_offered(
     make: Any, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    """Arrays whose first values the cheap member reads roughly and the others well."""
-    n = 400
-    truth = rng.random((n, 2)) < 0.3
-    x = np.stack([truth + rng.normal(0, 0.35, truth.shape), truth + rng.normal(0, 0.02, truth.shape)], axis=1)
-    np.save(tmp_path / "one.npy", x[0].reshape(4))
-    cheap = make("cheap", ArrayInput(shape=(4,)), settings=Settings(batch_size=256))
-    # The outputs of a scripted member are its first inputs, so those of the good one come from a table.
-    good = make("good", ArrayInput(shape=(4,)), scale=2.0, settings=Settings(batch_size=1))
-    for name, scores in (("cheap", x[:, 0]), ("good", x[:, 1]), ("truth", 1.0 * truth)):
-        lines = [f"{k}.npy,{a:.6f},{b:.6f}" for k, (a, b) in enumerate(scores)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["path,a,b", *lines]))
+    """A cheap member that is sure of most windows, and a slow one that is always right."""
+    tables = Tables(tmp_path, rng, rows=400)
+    truth = tables.truth
+    roughly = tables.write("roughly", truth + rng.normal(0, 0.3, truth.shape))
+    well = tables.write("well", truth + rng.normal(0, 0.02, truth.shape))
+    bundles = [make("rough", settings=Settings(batch_size=128)), make("good", scale=2.0)]
+    write_wav(tmp_path / "one.wav", rng.uniform(0.05, 0.9, 5 * RATE_HZ), rate_hz=RATE_HZ)
     found = planned(
-        [cheap, good],
-        scores=[tmp_path / "cheap.csv", tmp_path / "good.csv"],
-        truth=tmp_path / "truth.csv",
-        workload=tmp_path / "one.npy",
+        bundles,
+        scores=[roughly, well],
+        truth=tables.truth_path,
+        workload="200x10m",
         max_drop=0.05,
         cascade=True,
         output=tmp_path / "e.alula",
     )
     offer = found.plan.cascade
     assert offer is not None
-    assert offer.judged.cascade.cheap == "cheap"
+    assert offer.judged.cascade.cheap == "rough"
+    assert offer.time.expected_s < 0.8 * found.plan.time.expected_s
     assert any("the ensemble is the cascade" in note for note in found.notes)
     manifest = read_ensemble(tmp_path / "e.alula")
-    assert manifest.cascade is not None
-    assert (manifest.cascade.member, manifest.cascade.lower) == ("cheap", offer.judged.cascade.lower)
-    weights = dict(zip(("cheap", "good"), manifest.blend.weights or (), strict=True))  # type: ignore[union-attr]
-    assert weights == {"cheap": 0.0, **offer.counts}
-    assert manifest.ladder[0].members == ("cheap", "good")
+    cascade = manifest.cascade
+    assert cascade is not None
+    assert (cascade.member, cascade.lower, cascade.upper) == (
+        "rough",
+        offer.judged.cascade.lower,
+        offer.judged.cascade.upper,
+    )
+    assert isinstance(manifest.blend, Mean)
+    counts = {"rough": 0, **offer.counts}
+    assert manifest.blend.weights == (counts["rough"], counts["good"])
+    assert [rung.members for rung in manifest.ladder] == [("rough", "good"), ("rough",)]
     with load(tmp_path / "e.alula", threads=1) as ensemble:
-        (result,) = ensemble.map([tmp_path / "one.npy"])
-        assert result.scores is not None
+        (result,) = ensemble.map([tmp_path / "one.wav"])
+    assert result.scores is not None
+    assert len(result.scores) == 5
+    none = planned(bundles, scores=[well, well], truth=tables.truth_path, cascade=True)
+    assert any("no cascade is better" in note for note in none.notes)
 
 
 def test_many_rows_are_judged_by_some_of_their_recordings(
