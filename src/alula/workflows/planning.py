@@ -93,6 +93,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
         margin: share of it that is kept free.
         machine: where the job runs.
         stages: what was measured.
+        overhead: time of a small job over the sum of its stages, at least 1.
+        spread: relative standard deviation of what the machine did to all stages at once.
         output: the ensemble, or None where none was asked for.
         notes: what a reader must know of the figures.
     """
@@ -108,6 +110,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     margin: float
     machine: Machine
     stages: tuple[MeasuredStage, ...]
+    overhead: float
+    spread: float
     output: str | None
     notes: tuple[str, ...]
 
@@ -245,6 +249,7 @@ def plan(
             opened,
             inputs,
             row_s=grid.row_s,
+            windows_per_row=grid.overlaps[0].windows_per_row,
             labels=classes.labels,
             scratch=Path(scratch),
             rounds=rounds,
@@ -298,6 +303,8 @@ def plan(
         margin=margin,
         machine=machine,
         stages=_stages(made, measured, grid, inputs.workload),
+        overhead=measured.sheet.overhead,
+        spread=measured.sheet.spread,
         output=None if output is None else str(output),
         notes=(
             *made.notes,

@@ -125,6 +125,7 @@ def tables(tmp_path: Path, rng: np.random.Generator) -> Tables:
 def planned(bundles: Sequence[Path], **options: Any) -> PlanReport:
     """A plan on one thread, on a clock that moves by a thousandth of a second whenever it is read."""
     given = {
+        "clock": ScriptedClock(steps_s=itertools.repeat(TICK_S)),
         "workload": "20x60s",
         "deadline": "10h",
         "rounds": 2,
@@ -132,7 +133,7 @@ def planned(bundles: Sequence[Path], **options: Any) -> PlanReport:
         "threads": 1,
         **options,
     }
-    return plan(bundles, clock=ScriptedClock(steps_s=itertools.repeat(TICK_S)), **given)
+    return plan(bundles, **given)
 
 
 def auc(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -272,9 +273,46 @@ def test_what_stages_cost_and_how_long_the_job_takes(make: Any, tables: Tables) 
     rows_s = sum(
         stage.core_s for stage in found.stages if stage.per in ("row", "window") and stage.job_core_s
     )
-    assert found.plan.time.expected_s == pytest.approx(once_s + 1200 * 1.05 * rows_s)
+    # The small job of 128 rows takes a tick as well, which is less than the sum of its stages.
+    assert found.plan.time.expected_s == pytest.approx(once_s + 1200 * rows_s)
     assert sum(stage.job_core_s for stage in found.stages) == pytest.approx(once_s + 1200 * rows_s)
     assert any("measured on noise" in note for note in found.notes)
+
+
+def test_what_a_job_takes_more_than_its_stages(
+    make: Any, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small job that takes as long as its stages and half as much again, on a machine that slows down."""
+    clock = ScriptedClock(steps_s=itertools.repeat(TICK_S))
+    bundle, scores = make("m"), [tables.member("m", 1.0)]
+    plain = planned([bundle], scores=scores, truth=tables.truth_path, clock=clock)
+    stages_s = sum(s.core_s for s in plain.stages if s.per in ("row", "window") and s.name != "write")
+
+    def small_job(opened: object, files: object) -> Callable[[int], int]:
+        def run(instance: int) -> int:
+            clock.advance(1000 * 1.5 * stages_s - TICK_S)
+            return 1000
+
+        return run
+
+    monkeypatch.setattr(stage_costs, "_small_job", small_job)
+    found = planned([bundle], scores=scores, truth=tables.truth_path, clock=clock, round_s=TICK_S)
+    assert (plain.overhead, found.overhead) == (1.0, pytest.approx(1.5))
+    assert plain.spread == found.spread == 0.03
+    once_s = sum(stage.core_s for stage in found.stages if stage.per == "job")
+    rows_s = sum(stage.job_core_s for stage in found.stages) - once_s
+    assert found.plan.time.expected_s == pytest.approx(once_s + 1.5 * rows_s)
+
+
+def test_what_the_machine_does_to_all_is_nobodys_own() -> None:
+    """Rounds in which everything takes twice as long widen the job's interval, not that of a stage."""
+    slow = np.array([1.0, 2.0, 1.0, 2.0])
+    measured = {"a": 0.1 * slow, "b": 0.3 * slow * np.array([1.0, 1.0, 1.1, 1.1])}
+    costs, spread = stage_costs._costs(measured, alone=list(0.4 * slow), together=list(0.5 * slow))
+    assert costs["a"].core_s == pytest.approx(0.15)
+    assert costs["a"].spread == 0.02
+    assert costs["b"].spread == pytest.approx(np.log([1, 1, 1.1, 1.1]).std(ddof=1) / 2)
+    assert spread == pytest.approx(np.log(slow).std(ddof=1))
 
 
 def test_features_that_share_an_fft(make: Any, tables: Tables, tmp_path: Path) -> None:
