@@ -394,7 +394,14 @@ def test_a_cascade_that_is_written_is_what_was_offered(
         (result,) = ensemble.map([tmp_path / "one.wav"])
     assert result.scores is not None
     assert len(result.scores) == 5
-    none = planned(bundles, scores=[well, well], truth=tables.truth_path, cascade=True)
+    none = planned(
+        bundles,
+        scores=[well, well],
+        truth=tables.truth_path,
+        cascade=True,
+        output=tmp_path / "e.alula",
+        replace=True,
+    )
     assert any("no cascade is better" in note for note in none.notes)
 
 
@@ -468,6 +475,9 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         (UsageError, "no folder that exists", {"scores": [m, n], "truth": truth, "workload": "absent"}),
         (UsageError, "knows no truth", {"scores": [m, n], "truth": truth, "metric": "agreement"}),
         (UsageError, "--cpus is 0", {"scores": [m, n], "truth": truth, "cpus": 0}),
+        (UsageError, "The margin is 1", {"scores": [m, n], "truth": truth, "margin": 1.0}),
+        (UsageError, "give -o as well", {"scores": [m, n], "truth": truth, "cascade": True}),
+        (UsageError, "not a regular file", {"scores": [m, n], "truth": truth, "save": tmp_path}),
         (UsageError, "exists already", {"scores": [m, n], "truth": truth, "output": bundles[0]}),
     ]
     for error, match, options in cases:
