@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from alula.bundle import EnsembleManifest, Manifest
+from alula.bundle import DeclaredRung, EnsembleManifest, Manifest
 from alula.core import Settings, Signature, TensorSpec
 from alula.engines import Engine, engine_named, engine_names
 from alula.errors import EngineError
@@ -136,6 +136,8 @@ def test_toml_blocks_are_what_they_say(text: str) -> None:
         assert tables["project"]["entry-points"]["alula.engines"]
     elif "step" in tables or "view" in tables:
         parse_postprocessing(text)
+    elif "rung" in tables:
+        assert msgspec.convert(tables["rung"], type=list[DeclaredRung])
     elif "type" in tables or "preset" in tables:
         parse_description(text)
     else:

@@ -1,4 +1,4 @@
-"""A blend from the options of `alula ensemble`."""
+"""A blend and a ladder from the options of `alula ensemble`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 import msgspec
 
+from alula.bundle import DeclaredRung
 from alula.cli.options import csv_of
 from alula.core import Blend
 from alula.errors import UsageError
 
-__all__ = ["blend_of"]
+__all__ = ["blend_of", "ladder_of"]
+
+
+class _Ladder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rung: tuple[DeclaredRung, ...]
 
 
 def blend_of(name: str, *, weights: str | None, class_weights: Path | None, exponent: float | None) -> Blend:
@@ -40,12 +45,29 @@ def blend_of(name: str, *, weights: str | None, class_weights: Path | None, expo
     if weights is not None:
         said["weights"] = _numbers(weights)
     if class_weights is not None:
-        said["class_weights"] = _table(class_weights)
+        said["class_weights"] = _table(
+            class_weights, "--class-weights", expected="lines such as robin = [2, 1]"
+        )
     try:
         blend: Blend = msgspec.convert(said, type=Blend)
     except msgspec.ValidationError as error:
         raise UsageError(f"The blend is not possible: {error}.".replace("`$.", "`")) from error
     return blend
+
+
+def ladder_of(path: Path | None) -> tuple[DeclaredRung, ...]:
+    """Return the rungs that a TOML file declares in `[[rung]]` tables, or none without a file.
+
+    Raises:
+        UsageError: it cannot be read, or a name or value in it is wrong.
+    """
+    if path is None:
+        return ()
+    said = _table(path, "--ladder", expected="[[rung]] tables with members and score")
+    try:
+        return msgspec.convert(said, type=_Ladder).rung
+    except msgspec.ValidationError as error:
+        raise UsageError(f"--ladder {path} is not possible: {error}.".replace("`$.", "`")) from error
 
 
 def _numbers(text: str) -> list[float]:
@@ -55,10 +77,8 @@ def _numbers(text: str) -> list[float]:
         raise UsageError(f"--weights {text} is no list of numbers; expected such as 2,1.") from error
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _table(path: Path, option: str, *, expected: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"--class-weights {path} cannot be read as TOML: {error}. Expected lines such as robin = [2, 1]."
-        ) from error
+        raise UsageError(f"{option} {path} cannot be read as TOML: {error}. Expected {expected}.") from error

@@ -262,11 +262,12 @@ def _selection(threshold: str | None, min_confidence: float | None, top_k: int |
 @click.option("--exponent", type=float, help="Of `--blend power`; default 2.")
 @click.option("--labels", help="Classes of the result: a,b,c or a file with one per line; default all.")
 @click.option("--post", type=FOLDER, help="TOML file of post-processing: views of bundles and steps.")
+@click.option("--ladder", type=FOLDER, help="TOML file of what to compute when a deadline gets close.")
 @click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
 @command_options
 def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
     """Make one bundle of BUNDLES whose scores are blended; `alula predict` runs it like any other."""
-    from alula.cli.blends import blend_of
+    from alula.cli.blends import blend_of, ladder_of
     from alula.cli.render import draw_ensemble
     from alula.postprocess import read_postprocessing
     from alula.workflows import make_ensemble
@@ -282,6 +283,7 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
         ),
         post=None if options["post"] is None else read_postprocessing(options["post"]),
         labels=_labels(options["labels"]),
+        ladder=ladder_of(options["ladder"]),
         replace=options["replace"],
     )
     screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))

@@ -203,6 +203,7 @@ def draw_ensemble(console: Console, bundle: Path, manifest: EnsembleManifest) ->
             ("blend", _fields(str(manifest.blend.__struct_config__.tag), manifest.blend)),
             ("labels", "none" if manifest.labels is None else _short(manifest.labels)),
             *(("step", _fields(str(step.__struct_config__.tag), step)) for step in manifest.steps),
+            *(("rung", _fields(" + ".join(rung.members), rung)) for rung in manifest.ladder),
         ],
     )
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, final
 
+import msgspec
+
 from alula.pipeline.deadline import Care, DeadlineScheduler, Decision, Reserve, Rung, StepTaken, WorkLeft
 from alula.pipeline.forecast import Finished, StageCost
 
@@ -99,7 +101,7 @@ class Pacer(Generic[K]):
         self._clock = clock
         self._first_rows = first_rows
         self._least_rows = least_rows
-        self._start_s = clock()
+        self._decides_since_s = 0.0
         self._lock = threading.Lock()
         known = [rows for rows in guesses.values() if rows is not None]
         mean = sum(known) / len(known) if known else 1.0
@@ -212,6 +214,7 @@ class Pacer(Generic[K]):
         if self._clock() >= self._deadline_s:
             self._is_over = True
             return
+        self._decides_since_s = self._clock()
         self._scheduler = DeadlineScheduler(
             ladder,
             costs=costs,
@@ -260,10 +263,14 @@ class Pacer(Generic[K]):
         with self._lock:
             return self._stop_s
 
-    @property
-    def steps(self) -> tuple[StepTaken, ...]:
-        """Every change of rung so far, in order."""
-        return () if self._scheduler is None else self._scheduler.steps
+    def steps(self, *, since_s: float) -> tuple[StepTaken, ...]:
+        """Return every change of rung so far, in order; `at_s` counts from the clock's time `since_s`."""
+        if self._scheduler is None:
+            return ()
+        before_s = self._decides_since_s - since_s
+        return tuple(
+            msgspec.structs.replace(step, at_s=step.at_s + before_s) for step in self._scheduler.steps
+        )
 
 
 def _add(to: dict[str, Finished], more: Mapping[str, Finished]) -> None:

@@ -130,7 +130,7 @@ class DeadlineReport(msgspec.Struct, frozen=True, kw_only=True):
         left_s: of them, left when the output was there; below 0 if the deadline was missed.
         rows: rows of the output by rung, the first one first; `prior` for those that were filled.
         prior: what these hold: the score, or where it differs by label, its least and its highest.
-        steps: changes of rung, in order.
+        steps: changes of rung, in order; `at_s` counts from the start of the command.
         unfinished: list of the rows that were not computed on the first rung; None where all were.
         guessed_files: files that were not opened and whose header does not tell their length, so that how
             many rows they have is a guess.

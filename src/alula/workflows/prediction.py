@@ -437,7 +437,7 @@ def _run_before(
         left_s=deadline.at_s - clock(),
         rows=late.rows_by_rung(),
         prior=tuple(sorted({float(deadline.prior.min()), float(deadline.prior.max())})),
-        steps=pacer.steps,
+        steps=pacer.steps(since_s=deadline.at_s - deadline.allowed_s),
         unfinished=str(listed.path) if listed.lines else None,
         guessed_files=late.guessed_files,
     )

@@ -172,6 +172,11 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
     post, weights, output = tmp_path / "post.toml", tmp_path / "weights.toml", tmp_path / "ens.alula"
     post.write_text('[[step]]\ntype = "cutoff"\nbelow = 2.0\nfactor = 0.5\n')
     weights.write_text(f"{SONGS[0]} = [1, 3]\n")
+    ladder = tmp_path / "ladder.toml"
+    ladder.write_text(
+        '[[rung]]\nmembers = ["songs", "songs-2"]\nscore = 0.9\n'
+        '[[rung]]\nmembers = ["songs-2"]\nscore = 0.8\n'
+    )
     args = (
         "--blend",
         "power",
@@ -183,6 +188,8 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
         weights,
         "--post",
         post,
+        "--ladder",
+        ladder,
     )
     ended = run("ensemble", bundle, bundle, "-o", output, *args, "--json")
     assert ended.code == 0
@@ -195,7 +202,7 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
     assert [member["name"] for member in ended.document["members"]] == ["songs", "songs-2"]
     drawn = run("inspect", output)
     assert drawn.code == 0
-    for said in ("songs-2", "power, exponent 3.0", "cutoff, below 2.0", "3: "):
+    for said in ("songs-2", "power, exponent 3.0", "cutoff, below 2.0", "3: ", "every 1, score 0.8"):
         assert said in drawn.out
     assert run("inspect", output, "--json").document == ended.document
     for what, table in ((bundle, "one.csv"), (output, "both.csv")):
@@ -232,6 +239,7 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
         (("{bundle}", "-o", "e", "--blend", "power", "--exponent", "0"), 2, "`exponent`"),
         (("{bundle}", "-o", "e", "--class-weights", "absent"), 2, "cannot be read as TOML"),
         (("{bundle}", "-o", "e", "--post", "absent"), 2, "cannot be read"),
+        (("{bundle}", "-o", "e", "--ladder", "absent"), 2, "--ladder absent cannot be read as TOML"),
         (("{bundle}", "-o", "e", "--labels", "cuckoo"), 2, "knows the label `cuckoo`"),
     ],
 )
