@@ -235,7 +235,7 @@ def plan(
             opened,
             inputs,
             row_s=grid.row_s,
-            windows_per_row=grid.overlaps[0].windows_per_row,
+            windows_per_row=grid.own_windows_per_row,
             labels=opened.lineup.blender.alignment.labels,
             scratch=Path(scratch),
             rounds=rounds,

@@ -53,6 +53,13 @@ class RowGrid:
     overlaps: tuple[Overlap, ...]
     every_s: dict[str, float | None]
 
+    @property
+    def own_windows_per_row(self) -> float:
+        """Windows per row where they lie as the bundles say."""
+        first = self.overlaps[0]
+        # Denser ones divide a row that is one window of the bundles' own.
+        return first.windows_per_row if self.every_s[first.name] is None else 1.0
+
     def views(self, views: Sequence[View], overlap: str) -> tuple[View, ...]:
         """Return how members look at a recording at an overlap."""
         hop_s = self.every_s[overlap]
@@ -160,7 +167,7 @@ def from_tables(
         DataError: a table cannot be used, has other classes, or other rows than the others.
         UsageError: there are more or fewer tables than bundles, or several overlaps to compare.
     """
-    if len(grid.overlaps) > 1:
+    if any(every_s is not None for every_s in grid.every_s.values()):
         raise UsageError(
             "Tables hold scores at one overlap; where overlaps are compared, expected labelled data: --data."
         )
@@ -476,18 +483,18 @@ def validation_of(
     blended = _blending(blend, activation, classes)
     steps = {overlap.name: grid.steps(post.step, overlap.name) for overlap in grid.overlaps}
     finished = {name: _finished_keys(scores.keys[name], made) for name, made in steps.items()}
-    place_of = {name: {_rounded(key): k for k, key in enumerate(keys)} for name, keys in finished.items()}
+    place_of = {name: {key.rounded(): k for k, key in enumerate(keys)} for name, keys in finished.items()}
     kept = [
         row
         for row, key in enumerate(scores.truth_keys)
-        if all(_rounded(key) in known for known in place_of.values())
+        if all(key.rounded() in known for known in place_of.values())
     ]
     if not kept:
         raise DataError(
             scores.source,
             "No row of known truth is left after the steps. Give truth for the rows that come out.",
         )
-    judged = [_rounded(scores.truth_keys[row]) for row in kept]
+    judged = [scores.truth_keys[row].rounded() for row in kept]
     places = {name: np.array([known[key] for key in judged], np.intp) for name, known in place_of.items()}
     groups = np.array([key.path for key in judged])
     if len(steps) == 1 and not any(steps.values()):
@@ -533,11 +540,3 @@ def _blending(
         return activated(Blender(weighed, everywhere).blend(arrays), activation)
 
     return blended
-
-
-def _rounded(key: RowKey) -> RowKey:
-    return RowKey(
-        key.path,
-        None if key.start_s is None else round(key.start_s, 3),
-        None if key.end_s is None else round(key.end_s, 3),
-    )

@@ -213,7 +213,7 @@ def test_blends_of_tables(make: Any, tables: Tables, blend: Blend) -> None:
 
 @pytest.mark.parametrize(
     ("overlaps", "steps"),
-    [((1,), ()), ((1, 2), ()), ((1, 2), (Smoothing(kernel=(0.1, 0.8, 0.1)),))],
+    [((1,), ()), ((2,), ()), ((1, 2), (Smoothing(kernel=(0.1, 0.8, 0.1)),))],
     ids=["none", "overlap", "overlap and smoothing"],
 )
 def test_the_ensemble_that_is_written_scores_what_the_plan_says(
@@ -469,6 +469,7 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         (DataError, "no row for `11.ogg`", {"scores": [m, moved], "truth": truth}),
         (DataError, "no column `b` of the 2 classes", {"scores": [m, other], "truth": truth}),
         (UsageError, "at one overlap", {"scores": [m, n], "truth": truth, "overlaps": (1, 2)}),
+        (UsageError, "at one overlap", {"scores": [m, n], "truth": truth, "overlaps": (2,)}),
         (UsageError, "largest is a multiple", {"scores": [m, n], "truth": truth, "overlaps": (2, 3)}),
         (UsageError, "has none. Choose another", {"scores": [m, n], "truth": truth, "blend": Maximum()}),
         (UsageError, "no workload", {"scores": [m, n], "truth": truth, "workload": "10x"}),
