@@ -20,7 +20,7 @@ from alula.engines import Arrays
 from alula.ensemble import Alignment, Blender, Placement
 from alula.errors import AlulaError, DataError, UsageError
 from alula.features import ArrayFeatures, make_features
-from alula.pipeline import run_job
+from alula.pipeline import Progress, run_job
 from alula.planning import Overlap, Validation
 from alula.postprocess import PostProcessing, Track, apply_steps
 from alula.workflows.opened_members import OpenedMembers
@@ -35,6 +35,7 @@ Report: TypeAlias = Callable[[str], None]
 
 # A score of exactly 0 or 1 has no logit.
 _LEAST_SCORE = 1e-7
+_SAY_EVERY_S = 10.0
 _MEMBER = "member"
 _LABEL = "label"
 
@@ -307,7 +308,7 @@ def from_data(
     densest = grid.overlaps[-1].name
     lineup = opened.lined_up(grid.views(opened.views, densest), blend=blend, post=post, labels=labels)
     report(f"running {len(opened.names)} bundles over {samples.source}")
-    keys, joined = _joined(opened, samples, opened.reader(lineup).rows)
+    keys, joined = _joined(opened, samples, opened.reader(lineup).rows, report)
     scores = opened.by_class(joined)
     most = grid.overlaps[-1].windows_per_row
     found: dict[str, tuple[RowKey, ...]] = {}
@@ -327,7 +328,10 @@ def from_data(
 
 
 def _joined(
-    opened: OpenedMembers, samples: Samples, rows_of: Callable[[Path], Iterator[tuple[Any, Arrays]]]
+    opened: OpenedMembers,
+    samples: Samples,
+    rows_of: Callable[[Path], Iterator[tuple[Any, Arrays]]],
+    report: Report,
 ) -> tuple[tuple[RowKey, ...], Float32]:
     """Return every row of the data, and the scores of all members for it, side by side."""
     files = list(dict.fromkeys(item.path for item in samples.items if item.path is not None))
@@ -355,12 +359,21 @@ def _joined(
     def fail(task: Path | int, error: AlulaError) -> None:
         problems.append(error)
 
+    said_s = 0.0
+
+    def progress(now: Progress) -> None:
+        nonlocal said_s
+        if now.elapsed_s - said_s >= _SAY_EVERY_S:
+            said_s = now.elapsed_s
+            report(f"{now.tasks_done + now.tasks_failed} of {len(tasks)} files, {now.samples} rows")
+
     run_job(
         tasks,
         prepare=prepare,
         infer=opened.scores,
         emit=emit,
         fail=fail,
+        progress=progress,
         settings=opened.settings,
         cpu_budget=opened.threads,
         total_tasks=len(tasks),
