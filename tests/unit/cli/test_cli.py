@@ -498,7 +498,10 @@ def two_songs(tmp_path: Path, bundle: Path) -> list[Path]:
     return [tmp_path / "songs.alula", other]
 
 
-def test_plan(run: Run, two_songs: list[Path], recordings: Path, tmp_path: Path) -> None:
+def test_plan(
+    run: Run, two_songs: list[Path], recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alula.workflows.stage_costs._start_s", lambda: 0.5)
     rng = np.random.default_rng(5)
     truth = rng.random((40, 3)) < 0.4
     for name, quality in (("songs", 1.0), ("other", 0.5), ("truth", None)):
