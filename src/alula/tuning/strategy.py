@@ -32,9 +32,9 @@ __all__ = ["Effort", "Field", "Standing", "Strategy"]
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
 _SURE = 3  # looks, whose median one disturbance cannot move
-_AGAIN = 2  # looks at the best settings of a promising recipe, and so many of them
+_TWICE = 2  # looks: one may be disturbed
+_AGAIN = 3  # settings of a promising recipe are looked at twice
 _AGREE = 1.04  # the higher of two looks over the lower
-_NEAR = 0.7  # of the best settings so far: less is no disturbance alone
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
 _FEWEST = 3  # contenders
@@ -298,7 +298,7 @@ class Strategy:
         self._look([one for one in candidates if one not in layouts and _same_layout(one, best)])
         ranked = sorted(self._of(recipe), key=lambda one: -self._scores[one])
         again = ranked[: _AGAIN if self._is_promising(recipe) else 1]
-        self._look([one for one in again if len(self._looks[one]) < _AGAIN])
+        self._look([one for one in again if len(self._looks[one]) < _TWICE])
 
     def _is_promising(self, recipe: Recipe) -> bool:
         scores = [self._scores[one] for one in self._of(recipe)]
@@ -326,7 +326,7 @@ class Strategy:
         if not beside or self._is_late():
             return
         with contextlib.suppress(EngineError):
-            looks = [self._compared(candidate) for _ in range(_AGAIN)]
+            looks = [self._compared(candidate) for _ in range(_TWICE)]
             taken, score = max(looks, key=lambda look: look[1])
             self._field.scored(candidate, taken, score / beside * self._best())
 
@@ -356,9 +356,9 @@ class Strategy:
                 top = best if best != top and self._scores[best] > before else None
 
     def _look_twice(self, candidate: Candidate, *, below: float) -> None:
-        """Look at a candidate; again if it is below a score by no more than a disturbance explains."""
+        """Look at a candidate; again if it stays below a score, which a disturbance may have done."""
         self._look([candidate])
-        if _NEAR * below <= self._scores.get(candidate, 0.0) < below:
+        if 0.0 < self._scores.get(candidate, 0.0) < below:
             self._look([candidate])
 
     def _is_right(self, candidate: Candidate) -> bool:
@@ -427,7 +427,8 @@ class Strategy:
             score = taken.per_s / max(beside)
             calm = min(beside) >= _CALM * self._usual_per_s()
             # What is far behind whatever disturbed it need not be known well.
-            if calm or score < self._effort.far * self._best() or not tries_left:
+            far = score < self._effort.far * self._best() and not self._is_promising(candidate.recipe)
+            if calm or far or not tries_left:
                 break
         return taken, score
 
