@@ -474,6 +474,8 @@ class Strategy:
             for standing in order:
                 if len(right) == self._effort.finalists:
                     break
+                if right and standing.relative < self._effort.close * right[0].relative:
+                    break
                 if self._is_right(standing.candidate):
                     right.append(standing)
                 else:
@@ -498,12 +500,12 @@ class Strategy:
         return self._deadline_s - self._after_s(names[: self._effort.finalists])
 
     def _shortlist(self) -> list[Candidate]:
-        threshold = self._effort.close * self._best()
+        threshold, least = (share * self._best() for share in (self._effort.close, self._effort.hopeless))
         chosen: list[Candidate] = []
         for candidate in self.best_so_far():
             same = sum(one.recipe == candidate.recipe for one in chosen)
-            # The best score may be luck: some behind it get their chance whatever it is.
-            close = self._scores[candidate] >= threshold or len(chosen) < _FEWEST
+            # The best score may be luck: a few get their chance from further behind.
+            close = self._scores[candidate] >= (least if len(chosen) < _FEWEST else threshold)
             if close and same < self._effort.per_recipe:
                 chosen.append(candidate)
         return chosen[: self._effort.contenders]
