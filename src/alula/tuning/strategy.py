@@ -425,17 +425,21 @@ class Strategy:
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
             score = taken.per_s / max(beside)
-            calm = min(beside) >= _CALM * self._usual_per_s()
+            calm = min(beside) >= self._calm_per_s()
             # What is far behind whatever disturbed it need not be known well.
             far = score < self._effort.far * self._best() and not self._is_promising(candidate.recipe)
             if calm or far or not tries_left:
                 break
         return taken, score
 
-    def _usual_per_s(self) -> float:
-        """Return the anchor's upper quartile: not the luck of one round, and undisturbed most of the time."""
+    def _calm_per_s(self) -> float:
+        """Return the anchor's speed below which the machine counts as disturbed.
+
+        That is 15 % below the upper quartile of its last rounds, which is no luck of one round; but no more than
+        the lower quartile, since on a machine that is never calm it is no use to wait.
+        """
         ranked = sorted(self._anchor_per_s)
-        return ranked[3 * len(ranked) // 4]
+        return min(_CALM * ranked[3 * len(ranked) // 4], ranked[len(ranked) // 4])
 
     def _take_anchor(self, candidate: Candidate) -> None:
         self._field.hold([candidate])
