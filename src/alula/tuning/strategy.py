@@ -435,8 +435,8 @@ class Strategy:
     def _calm_per_s(self) -> float:
         """Return the anchor's speed below which the machine counts as disturbed.
 
-        That is 15 % below the upper quartile of its last rounds, which is no luck of one round; but at most the
-        lower quartile, since on a machine that is never calm it is no use to wait.
+        That is 15 % below the upper quartile of its last rounds, which is no luck of one round; but at most
+        the lower quartile, since on a machine that is never calm it is no use to wait.
         """
         ranked = sorted(self._anchor_per_s)
         return min(_CALM * ranked[3 * len(ranked) // 4], ranked[len(ranked) // 4])
