@@ -32,9 +32,9 @@ __all__ = ["Effort", "Field", "Standing", "Strategy"]
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
 _SURE = 3  # looks, whose median one disturbance cannot move
-_AGAIN = 2  # looks at the best settings of a promising recipe, and so many of them
+_TWICE = 2  # looks: one may be disturbed
+_AGAIN = 3  # settings of a promising recipe are looked at twice
 _AGREE = 1.04  # the higher of two looks over the lower
-_NEAR = 0.7  # of the best settings so far: less is no disturbance alone
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
 _FEWEST = 3  # contenders
@@ -298,7 +298,7 @@ class Strategy:
         self._look([one for one in candidates if one not in layouts and _same_layout(one, best)])
         ranked = sorted(self._of(recipe), key=lambda one: -self._scores[one])
         again = ranked[: _AGAIN if self._is_promising(recipe) else 1]
-        self._look([one for one in again if len(self._looks[one]) < _AGAIN])
+        self._look([one for one in again if len(self._looks[one]) < _TWICE])
 
     def _is_promising(self, recipe: Recipe) -> bool:
         scores = [self._scores[one] for one in self._of(recipe)]
@@ -326,7 +326,7 @@ class Strategy:
         if not beside or self._is_late():
             return
         with contextlib.suppress(EngineError):
-            looks = [self._compared(candidate) for _ in range(_AGAIN)]
+            looks = [self._compared(candidate) for _ in range(_TWICE)]
             taken, score = max(looks, key=lambda look: look[1])
             self._field.scored(candidate, taken, score / beside * self._best())
 
@@ -356,9 +356,9 @@ class Strategy:
                 top = best if best != top and self._scores[best] > before else None
 
     def _look_twice(self, candidate: Candidate, *, below: float) -> None:
-        """Look at a candidate; again if it is below a score by no more than a disturbance explains."""
+        """Look at a candidate; again if it stays below a score, which a disturbance may have done."""
         self._look([candidate])
-        if _NEAR * below <= self._scores.get(candidate, 0.0) < below:
+        if 0.0 < self._scores.get(candidate, 0.0) < below:
             self._look([candidate])
 
     def _is_right(self, candidate: Candidate) -> bool:
@@ -425,16 +425,21 @@ class Strategy:
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
             score = taken.per_s / max(beside)
-            calm = min(beside) >= _CALM * self._usual_per_s()
+            calm = min(beside) >= self._calm_per_s()
             # What is far behind whatever disturbed it need not be known well.
-            if calm or score < self._effort.far * self._best() or not tries_left:
+            far = score < self._effort.far * self._best() and not self._is_promising(candidate.recipe)
+            if calm or far or not tries_left:
                 break
         return taken, score
 
-    def _usual_per_s(self) -> float:
-        """Return the anchor's upper quartile: not the luck of one round, and undisturbed most of the time."""
+    def _calm_per_s(self) -> float:
+        """Return the anchor's speed below which the machine counts as disturbed.
+
+        That is 15 % below the upper quartile of its last rounds, which is no luck of one round; but at most
+        the lower quartile, since on a machine that is never calm it is no use to wait.
+        """
         ranked = sorted(self._anchor_per_s)
-        return ranked[3 * len(ranked) // 4]
+        return min(_CALM * ranked[3 * len(ranked) // 4], ranked[len(ranked) // 4])
 
     def _take_anchor(self, candidate: Candidate) -> None:
         self._field.hold([candidate])
@@ -473,6 +478,8 @@ class Strategy:
             for standing in order:
                 if len(right) == self._effort.finalists:
                     break
+                if right and standing.relative < self._effort.close * right[0].relative:
+                    break
                 if self._is_right(standing.candidate):
                     right.append(standing)
                 else:
@@ -497,12 +504,12 @@ class Strategy:
         return self._deadline_s - self._after_s(names[: self._effort.finalists])
 
     def _shortlist(self) -> list[Candidate]:
-        threshold = self._effort.close * self._best()
+        threshold, least = (share * self._best() for share in (self._effort.close, self._effort.hopeless))
         chosen: list[Candidate] = []
         for candidate in self.best_so_far():
             same = sum(one.recipe == candidate.recipe for one in chosen)
-            # The best score may be luck: some behind it get their chance whatever it is.
-            close = self._scores[candidate] >= threshold or len(chosen) < _FEWEST
+            # The best score may be luck: a few get their chance from further behind.
+            close = self._scores[candidate] >= (least if len(chosen) < _FEWEST else threshold)
             if close and same < self._effort.per_recipe:
                 chosen.append(candidate)
         return chosen[: self._effort.contenders]
