@@ -69,6 +69,7 @@ TOLERANCE = 2e-3
 
 USUAL = "straightforward"
 OURS = "Alula"
+STRETCHES = "Alula, long stretches"
 
 
 class Stages(NamedTuple):
@@ -420,11 +421,22 @@ def exported(name: str, files: list[Path], folder: Path) -> Path:
     return folder
 
 
-def made(name: str, tuning: Path, folder: Path, options: argparse.Namespace) -> Path:
-    """Return an ensemble, made unless it is there."""
+def made(
+    name: str, tuning: Path, folder: Path, options: argparse.Namespace, *, stretches: Path | None
+) -> Path:
+    """Return an ensemble, made of bundles that are kept from run to run.
+
+    Args:
+        name: of `ENSEMBLES`.
+        tuning: folder of clips.
+        folder: for the ensemble.
+        options: of the command.
+        stretches: folder of long recordings, to run networks with context over stretches; or None.
+    """
     from make import make_pipeline
 
-    path = folder / f"{name}-{'-'.join(options.precisions)}.alula"
+    how = "" if stretches is None else "-stretches"
+    path = folder / f"{name}-{'-'.join(options.precisions)}{how}.alula"
     letter, only = ENSEMBLES[name]
     return make_pipeline(
         letter,
@@ -434,6 +446,7 @@ def made(name: str, tuning: Path, folder: Path, options: argparse.Namespace) -> 
         precisions=options.precisions,
         engines=options.engines,
         only=only,
+        whole_files=stretches,
     )
 
 
@@ -448,51 +461,6 @@ def compared(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> tuple
     cosine = float(np.mean((want * have).sum(axis=1) / np.maximum(lengths, 1e-12)))
     same = float(np.mean(want.argmax(axis=1) == have.argmax(axis=1)))
     return float(np.abs(want - have).max()), cosine, same
-
-
-def whole_file_lines(name: str, models: Path, files: list[Path], options: argparse.Namespace) -> list[str]:
-    """Return what running recordings at once would do to networks with context, in words."""
-    import tempfile
-
-    import onnxruntime
-
-    from alula.accuracy import metric_named
-    from alula.workflows import open_whole_files
-
-    pipeline = chosen(name)
-    lines = []
-    for member in pipeline.members:
-        if not pipeline.lead_s(member):
-            continue
-        path = models / member.name / "model.onnx"
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        label = session.get_inputs()[0].name
-        with tempfile.TemporaryDirectory(prefix="alula-whole-") as folder:
-            way, verdict = open_whole_files(
-                path,
-                Path(folder),
-                description=member.description(),
-                recordings=files[:1],
-                window_scores=lambda x, run=session.run, label=label: run(None, {label: x})[0],
-                metric=metric_named("cosine"),
-                max_drop=options.max_drop,
-                threads=thread_budget(),
-            )
-            said = f"{member.name}: {'allowed' if verdict.allowed else 'refused'}, {verdict.reason}"
-            if way is not None:
-
-                def once(way: Any = way) -> None:
-                    with open_audio(files[0]) as audio:
-                        for _ in way.scores(audio.blocks(), audio.rate_hz):
-                            pass
-
-                once()
-                said += (
-                    f"; {core_seconds(once):.1f} core-seconds for a recording, decoding and features included"
-                )
-                way.close()
-        lines.append(said)
-    return lines
 
 
 def section(
@@ -561,12 +529,30 @@ def section(
     )
 
 
+def recipes_of(ensembles: dict[str, Path]) -> list[str]:
+    """Return in words what runs in each ensemble, with its settings and its verdict."""
+    from alula.bundle import read_ensemble, read_manifest
+
+    found = []
+    for way, path in ensembles.items():
+        for member in read_ensemble(path).members:
+            chosen_one = read_manifest(path / member.folder).chosen
+            said = f"{way}, {member.name}: {chosen_one.recipe}, {chosen_one.settings}"
+            if (verdict := member.whole_files) is not None:
+                said += f", over stretches, cosine falls by {verdict.accuracy.drop:.2g}"
+            found.append(f"{said}.")
+    return found
+
+
 def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namespace) -> str:
     """Return the results of one ensemble as Markdown."""
     output.say(f"{name}: exporting")
     models = exported(name, files, WORK / "models" / name)
     output.say(f"{name}: making the ensemble")
-    ensemble = made(name, tuning, WORK, options)
+    ensembles = {OURS: made(name, tuning, WORK, options, stretches=None)}
+    if options.whole_files and any(chosen(name).lead_s(member) for member in chosen(name).members):
+        output.say(f"{name}: making it for long stretches")
+        ensembles[STRETCHES] = made(name, tuning, WORK, options, stretches=files[0].parent)
     with ExitStack() as stack:
 
         def contender(make: Callable[[str, str], Way], argument: Path) -> Contender:
@@ -575,20 +561,24 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
             )
             return Contender(stack.enter_context(pool))
 
-        contenders = {USUAL: contender(UsualWay, models), OURS: contender(EnsembleWay, ensemble)}
+        contenders = {USUAL: contender(UsualWay, models)}
+        contenders |= {way: contender(EnsembleWay, bundle) for way, bundle in ensembles.items()}
         output.say(f"{name}: comparing scores")
         checked = files[: options.stage_recordings]
         scores = {way: one.pool.submit(_scores_here, checked).result() for way, one in contenders.items()}
-        difference, cosine, same = compared(scores[USUAL], scores[OURS])
-        notes = [
-            f"Scores differ by at most {difference:.2g}; cosine {cosine:.5f}; same top-1 in {100 * same:.1f} "
-            f"% of {sum(map(len, scores[USUAL]))} rows. Recipes: {', '.join(options.precisions)}."
-        ]
-        if options.precisions == ("fp32",) and difference > TOLERANCE:
-            raise SystemExit(
-                f"FP32 differs from FP32 by {difference:.2g}; rounding is at most {TOLERANCE:g}. "
-                "The times mean nothing."
+        notes = []
+        for way in ensembles:
+            difference, cosine, same = compared(scores[USUAL], scores[way])
+            notes.append(
+                f"{way}: scores differ by at most {difference:.2g}; cosine {cosine:.5f}; same top-1 in "
+                f"{100 * same:.1f} % of {sum(map(len, scores[USUAL]))} rows."
             )
+            if way == OURS and options.precisions == ("fp32",) and difference > TOLERANCE:
+                raise SystemExit(
+                    f"FP32 differs from FP32 by {difference:.2g}; rounding is at most {TOLERANCE:g}. "
+                    "The times mean nothing."
+                )
+        notes += recipes_of(ensembles)
         table = WORK / "table.csv"
         output.say(f"{name}: {options.rounds} rounds")
         before, started = take_snapshot(), time.monotonic()
@@ -602,13 +592,7 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
         notes += describe_disturbance(before, take_snapshot(), own_cpu_s=own_s, wall_s=wall_s)
         output.say(f"{name}: stages alone")
         stages = {way: one.pool.submit(_stages_here, checked).result() for way, one in contenders.items()}
-        text = section(name, contenders, rounds, stages, notes, options=options)
-    if options.whole_files:
-        output.say(f"{name}: whole recordings at once")
-        text += "\n" + "\n".join(
-            f"- Whole recordings, {line}" for line in whole_file_lines(name, models, files, options)
-        )
-    return text
+        return section(name, contenders, rounds, stages, notes, options=options)
 
 
 def main() -> None:
@@ -634,10 +618,9 @@ def main() -> None:
         "--precisions", type=output.names, default=("fp32", "int8"), help="fp32, or fp32,int8 (default)"
     )
     parser.add_argument(
-        "--whole-files", action="store_true", help="also try networks with context on whole recordings"
-    )
-    parser.add_argument(
-        "--max-drop", type=float, default=0.005, help="of the cosine on whole recordings (default 0.005)"
+        "--whole-files",
+        action="store_true",
+        help="also run networks with context over long stretches, where that keeps their scores",
     )
     output.add_markdown_option(parser)
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 from alula.bundle.ensembles import (
     EnsembleManifest,
     MemberRecord,
+    WholeFileVerdict,
     decode_ensemble,
     encode_ensemble,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Measurements",
     "MemberRecord",
     "Running",
+    "WholeFileVerdict",
     "decode_ensemble",
     "decode_manifest",
     "encode_ensemble",

@@ -43,8 +43,10 @@ class Member:
         name: for messages.
         settings: instances and batch size that it is called with; its threads are its own affair.
         takes: which of the arrays of a row is its input.
-        score: takes (b, ...) with b up to the batch size, and returns scores (b, c). Thread-safe for
-            `settings.instances` callers. It must not keep its input.
+        several: whether that array holds an input for each of several rows that belong together, where other
+            members have one input for all of them.
+        score: takes (b, ...) with b up to the batch size, and returns scores (b, c), or (b, r, c) where one
+            input is that of r rows. Thread-safe for `settings.instances` callers. It must not keep its input.
         close: frees what it holds.
     """
 
@@ -53,9 +55,12 @@ class Member:
     takes: int
     score: Callable[[Array], Array]
     close: Callable[[], None]
+    several: bool = False
 
 
-def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int) -> int:
+def shared_batch_size(
+    settings: Sequence[Settings], *, row_bytes: int, inputs: Sequence[int] | None = None
+) -> int:
     """Return how many rows to give to an ensemble at once.
 
     A multiple of what every member takes in one round of its instances where there is a small one, so that
@@ -64,15 +69,21 @@ def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int) -> int:
     Args:
         settings: of each member.
         row_bytes: size of the arrays of one row.
+        inputs: that each member has in one row: several where a row stands for some that belong together;
+            None for one each.
 
     >>> shared_batch_size([Settings(instances=2, batch_size=8), Settings(batch_size=12)], row_bytes=1)
     48
     """
-    steps = [each.instances * each.batch_size for each in settings]
+    if inputs is None:
+        inputs = [1] * len(settings)
+    steps = [
+        -(-each.instances * each.batch_size // count) for each, count in zip(settings, inputs, strict=True)
+    ]
     least = max(steps)
     common = math.lcm(*steps)
     unit = common if common <= 4 * least else least
-    wanted = max(_ROUNDS * least, _MIN_ROWS)
+    wanted = max(_ROUNDS * least, _MIN_ROWS // max(inputs))
     affordable = _MAX_BATCH_BYTES // max(1, row_bytes)
     return max(least, min(-(-wanted // unit), affordable // unit) * unit)
 
@@ -108,8 +119,9 @@ class EnsembleSession:
             inputs: arrays (n, ...), of which each member takes one.
 
         Returns:
-            Blended scores, shape (n, c), float32; for a blend with `whole_job` the scores of all members side
-            by side, shape (n, sum of their columns), for `blend_all`.
+            Blended scores, shape (n, c), float32, or (n * r, c) where r rows belong together, those of the
+            first input first; for a blend with `whole_job` the scores of all members side by side, shape
+            (n, sum of their columns), for `blend_all`.
 
         Raises:
             EngineError: a member failed, or its scores have another number of axes.
@@ -145,9 +157,13 @@ class EnsembleSession:
 
     def _scores_of(self, member: Member, pool: ThreadPoolExecutor, rows: Array) -> Float32:
         size = member.settings.batch_size
+        if member.several:
+            rows = rows.reshape(-1, *rows.shape[2:])
         parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
         # `map` gives them in order, and raises what the first failing one raised once all before are there.
         scored = list(pool.map(member.score, parts))
+        if scored[0].ndim == 3:
+            scored = [scores.reshape(-1, scores.shape[-1]) for scores in scored]
         if scored[0].ndim != 2:
             raise EngineError(
                 f"Member `{member.name}` gave scores of shape {scored[0].shape}; expected one score for each "

@@ -10,7 +10,6 @@ from alula.features.array import ArrayFeatures
 from alula.features.audio import AudioFeatures, Window
 from alula.features.describe import PRESETS, parse_description, read_description, to_toml
 from alula.features.image import ImageFeatures
-from alula.features.long import LongSpectrogram
 from alula.features.mel import MelSpectrogram, MelSpectrograms, SpectrumKey, mel_filters, spectrum_key
 from alula.features.shared import (
     Demand,
@@ -19,6 +18,7 @@ from alula.features.shared import (
     canonical,
     distinct_demands,
     feature_key,
+    row_grid,
 )
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "AudioFeatures",
     "Demand",
     "ImageFeatures",
-    "LongSpectrogram",
     "MelSpectrogram",
     "MelSpectrograms",
     "SharedAudioFeatures",
@@ -41,6 +40,7 @@ __all__ = [
     "mel_filters",
     "parse_description",
     "read_description",
+    "row_grid",
     "spectrum_key",
     "to_toml",
 ]

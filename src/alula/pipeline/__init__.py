@@ -30,14 +30,12 @@ from alula.pipeline.sinks import (
     Sink,
     sink_for,
 )
-from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
     "AtomicFile",
     "Backlog",
     "BirdclefSink",
     "Care",
-    "ColumnWalk",
     "Completed",
     "CsvSink",
     "DeadlineScheduler",
@@ -56,11 +54,9 @@ __all__ = [
     "StageCost",
     "StepTaken",
     "TaskResult",
-    "columns_of",
     "complete",
     "iter_job",
     "row_limit",
     "run_job",
     "sink_for",
-    "windows_of",
 ]

@@ -6,11 +6,11 @@ import contextlib
 import datetime
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from alula.bundle import (
     EnsembleManifest,
     Manifest,
     MemberRecord,
+    WholeFileVerdict,
     is_ensemble,
     read_ensemble,
     read_manifest,
@@ -32,7 +33,7 @@ from alula.bundle import (
     write_ensemble,
 )
 from alula.bundle import Running as RunningBundle
-from alula.core import AudioInput, Blend, InputDescription, Mean, Settings, Step, View
+from alula.core import AudioInput, Blend, InputDescription, Mean, Rank, Settings, Step, View
 from alula.data import open_audio, read_array, read_image
 from alula.engines import Arrays, filled
 from alula.ensemble import Blender, EnsembleSession, Member, align_labels, shared_batch_size
@@ -44,6 +45,7 @@ from alula.features import (
     SharedAudioFeatures,
     distinct_demands,
     make_features,
+    row_grid,
 )
 from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing, Track, apply_steps, central_maximum, needs_times
@@ -61,12 +63,14 @@ def make_ensemble(
     blend: Blend | None = None,
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
+    verdicts: Mapping[str, WholeFileVerdict] | None = None,
     replace: bool = False,
 ) -> EnsembleManifest:
     """Write bundles and a blend as one bundle; return its manifest.
 
     The bundles are verified and copied, so that the ensemble can be moved and they can go. A member is called
-    as its folder is, without the suffix, and with a number where another is called so too.
+    as its folder is, without the suffix, and with a number where another is called so too. What
+    `optimize_whole_files` made counts as a bundle of one model, and brings its view along.
 
     Args:
         bundles: of one model each, in the order of the blend's weights.
@@ -74,6 +78,7 @@ def make_ensemble(
         blend: how scores become one; None takes their mean.
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
+        verdicts: of members that run over long stretches of recordings, by name.
         replace: whether a bundle of that name may be replaced.
 
     Raises:
@@ -85,13 +90,10 @@ def make_ensemble(
         raise UsageError("An ensemble got no bundles; expected at least one.")
     blend = Mean() if blend is None else blend
     post = PostProcessing() if post is None else post
-    folders = [Path(bundle) for bundle in bundles]
-    manifests = []
-    for folder in folders:
-        manifest = read_manifest(folder)
-        verify(folder, manifest)
-        manifests.append(manifest)
-    names = _names(folders)
+    verdicts = {} if verdicts is None else verdicts
+    given = [_given(Path(bundle)) for bundle in bundles]
+    manifests = [one.manifest for one in given]
+    names = _names([Path(bundle) for bundle in bundles])
     for name in post.view:
         if name not in names:
             raise UsageError(
@@ -102,10 +104,11 @@ def make_ensemble(
         MemberRecord(
             name=name,
             folder=f"{MEMBERS}/{name}",
-            checksum=manifest.checksum,
-            view=post.view.get(name, View()),
+            checksum=one.manifest.checksum,
+            view=post.view.get(name, one.view),
+            whole_files=verdicts.get(name, one.verdict),
         )
-        for name, manifest in zip(names, manifests, strict=True)
+        for name, one in zip(names, given, strict=True)
     )
     views = [member.view for member in members]
     plan = _planned(names, manifests, views, blend=blend, steps=post.step, labels=labels)
@@ -122,10 +125,33 @@ def make_ensemble(
             steps=post.step,
             files={},
         ),
-        members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
+        members={member.folder: one.folder for member, one in zip(members, given, strict=True)},
         replace=replace,
     )
     return read_ensemble(target)
+
+
+class _Given(NamedTuple):
+    """A bundle of one model, and how it looks at recordings where that is known."""
+
+    folder: Path
+    manifest: Manifest
+    view: View = View()
+    verdict: WholeFileVerdict | None = None
+
+
+def _given(folder: Path) -> _Given:
+    """Return a verified bundle of one model: a folder itself, or what is in one made for whole files."""
+    if is_ensemble(folder):
+        whole = read_ensemble(folder)
+        if len(whole.members) == 1 and whole.members[0].whole_files is not None and not whole.steps:
+            verify(folder, whole)
+            (manifest,) = verify_members(folder, whole)
+            record = whole.members[0]
+            return _Given(folder / record.folder, manifest, record.view, record.whole_files)
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    return _Given(folder, manifest)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -161,6 +187,16 @@ class _Plan:
     blender: Blender
     activation: str
 
+    @property
+    def rows(self) -> int:
+        """Rows that belong together in what the members are given; 1 where each stands for itself."""
+        return max(demand.rows for demand in self.demands)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Return for each member how many inputs it has for the rows that belong together."""
+        return tuple(self.rows // self.demands[place].rows for place in self.takes)
+
 
 def _planned(
     names: Sequence[str],
@@ -181,8 +217,16 @@ def _planned(
     if needs_times(steps) and not isinstance(manifests[0].input, AudioInput):
         raise UsageError("The steps `overlap` and `smoothing` need rows that follow each other: recordings.")
     demands, takes = distinct_demands(
-        [Demand(manifest.input, view.keep_s) for manifest, view in zip(manifests, views, strict=True)]
+        [
+            Demand(manifest.input, view.keep_s, view.rows)
+            for manifest, view in zip(manifests, views, strict=True)
+        ]
     )
+    if isinstance(blend, Rank) and any(view.rows > 1 for view in views):
+        raise UsageError(
+            "A blend by rank got a model that gives several rows of a window; rows behind the end of a "
+            "recording would have ranks, too. Blend scores, or make its bundle window by window."
+        )
     alignment = align_labels([manifest.labels for manifest in manifests], widths=widths, wanted=labels)
     return _Plan(
         demands=demands,
@@ -209,8 +253,12 @@ def _check_member(name: str, manifest: Manifest, view: View) -> None:
                 f"The view of `{name}` has `central_s` {view.frames.central_s:g}; expected at most its "
                 f"window of {audio.window_s:g} s."
             )
-    elif view.keep_s is not None or view.frames is not None:
-        raise UsageError(f"The view of `{name}` has `keep_s` or `frames`, but it reads no recordings.")
+        if view.frames is not None and view.rows > 1:
+            raise UsageError(f"The view of `{name}` has `frames` and `rows`; expected one of them.")
+    elif view.keep_s is not None or view.frames is not None or view.rows > 1:
+        raise UsageError(
+            f"The view of `{name}` has `keep_s`, `rows` or `frames`, but it reads no recordings."
+        )
 
 
 def _output_named(name: str, manifest: Manifest, view: View) -> int:
@@ -227,12 +275,14 @@ def _output_named(name: str, manifest: Manifest, view: View) -> int:
 
 def _width(name: str, manifest: Manifest, view: View, output: int) -> int:
     spec = manifest.signature.outputs[output]
-    axes = 2 if view.frames is None else 3
+    axes = 2 if view.frames is None and view.rows == 1 else 3
     if len(spec.shape) != axes:
         raise UsageError(
             f"Member `{name}` gives {spec}; expected {axes} axes. Scores per frame need a view with "
-            "`frames`, others must have none."
+            "`frames`, scores of several rows one with `rows`, others must have none."
         )
+    if view.rows > 1 and spec.shape[1] not in (view.rows, *(x for x in spec.shape if isinstance(x, str))):
+        raise UsageError(f"Member `{name}` gives {spec}, but its view says {view.rows} rows of a window.")
     size = spec.shape[1 if view.frames is not None and view.frames.layout == "ct" else -1]
     if isinstance(size, int):
         return size
@@ -334,13 +384,20 @@ class Ensemble:
                         name=record.name,
                         settings=one.settings,
                         takes=takes,
+                        several=inputs > 1,
                         score=_Scores(
                             one, member, record.view, output=output, of_logits=self._plan.activation != "none"
                         ),
                         close=one.session.close,
                     )
-                    for record, member, one, takes, output in zip(
-                        manifest.members, members, running, self._plan.takes, self._plan.outputs, strict=True
+                    for record, member, one, takes, output, inputs in zip(
+                        manifest.members,
+                        members,
+                        running,
+                        self._plan.takes,
+                        self._plan.outputs,
+                        self._plan.inputs,
+                        strict=True,
                     )
                 ],
                 blender=self._plan.blender,
@@ -348,8 +405,11 @@ class Ensemble:
             )
             opened.pop_all()
         self._recipes = [one.deployed.recipe for one in running]
-        row_bytes = _row_bytes(members, self._plan.takes)
-        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes)
+        size = shared_batch_size(
+            [one.settings for one in running],
+            row_bytes=_row_bytes(members, self._plan.takes, self._plan.inputs),
+            inputs=self._plan.inputs,
+        )
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
 
     @property
@@ -396,16 +456,25 @@ class Ensemble:
         return self._reader.rows(path)
 
     def scores(self, batch: Arrays) -> Arrays:
-        """Return the blended scores (n, c) of a batch as a 1-tuple; for `whole_job` see `blend_all`."""
-        return (self._session.run(batch),)
+        """Return the blended scores of a batch as a 1-tuple; for `whole_job` see `blend_all`.
+
+        They have the shape (n, c), or (n, r, c) where r rows belong together.
+        """
+        scores = self._session.run(batch)
+        if self._plan.rows > 1:
+            scores = scores.reshape(-1, self._plan.rows, scores.shape[-1])
+        return (scores,)
 
     def blend_all(self, scores: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Return the blended scores of all rows of a job, in the parts that `scores` gave, such as files."""
         return self._session.blend_all(scores, self._plan.widths)
 
     def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
-        """Return the rows of one file after the ensemble's steps."""
+        """Return the rows of one file after the ensemble's steps, each by itself."""
         scores = np.asarray(outputs[0], np.float32)
+        if self._plan.rows > 1:
+            keys, scores = self._apart(keys, scores)
+        outputs = (scores,)
         if not self.manifest.steps:
             return keys, (scores,)
         begins, ends = zip(*keys, strict=True)
@@ -421,6 +490,18 @@ class Ensemble:
         if track.start_s is not None and track.end_s is not None:
             keys = list(zip(track.start_s.tolist(), track.end_s.tolist(), strict=True))
         return keys, (track.scores,)
+
+    def _apart(self, keys: list[Key], scores: NDArray[Any]) -> tuple[list[Key], NDArray[np.float32]]:
+        """Return the rows of a file that belonged together in `rows`, without those behind its end."""
+        hop_s, keep_s = row_grid(self._plan.demands[0])
+        apart: list[Key] = []
+        kept = []
+        for (start_s, end_s), several in zip(keys, scores, strict=True):
+            assert start_s is not None and end_s is not None
+            known = 1 + round((end_s - start_s - keep_s) / hop_s)
+            apart += [(start_s + k * hop_s, start_s + k * hop_s + keep_s) for k in range(known)]
+            kept.append(several[:known])
+        return apart, np.concatenate(kept)
 
     def map(self, paths: Iterable[str | Path]) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order, as they are done; see `Bundle.map`.
@@ -491,12 +572,12 @@ def _beside_others(manifest: Manifest) -> Manifest:
     )
 
 
-def _row_bytes(members: Sequence[Manifest], takes: Sequence[int]) -> int:
+def _row_bytes(members: Sequence[Manifest], takes: Sequence[int], inputs: Sequence[int]) -> int:
     sizes = {}
-    for member, place in zip(members, takes, strict=True):
+    for member, place, count in zip(members, takes, inputs, strict=True):
         spec = member.signature.inputs[0]
         values = math.prod(size for size in spec.shape[1:] if isinstance(size, int))
-        sizes[place] = values * np.dtype(spec.dtype).itemsize
+        sizes[place] = count * values * np.dtype(spec.dtype).itemsize
     return sum(sizes.values())
 
 

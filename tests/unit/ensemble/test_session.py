@@ -129,9 +129,47 @@ def test_a_call_has_a_whole_round_of_every_member(settings: list[Settings], row_
     assert size <= max(8 * largest, 32 + 4 * largest)
 
 
+def test_members_with_one_input_for_several_rows_and_members_with_one_for_each() -> None:
+    chance = np.random.default_rng(0)
+    windows = chance.standard_normal((5, 3, 2)).astype(np.float32)
+    stretches = chance.standard_normal((5, 6)).astype(np.float32)
+    sizes: list[tuple[int, ...]] = []
+
+    def each(rows: np.ndarray) -> np.ndarray:
+        sizes.append(rows.shape)
+        return rows
+
+    members = [
+        Member(
+            name="each",
+            settings=Settings(batch_size=4),
+            takes=0,
+            several=True,
+            score=each,
+            close=lambda: None,
+        ),
+        Member(
+            name="whole",
+            settings=Settings(batch_size=2),
+            takes=1,
+            score=lambda rows: rows.reshape(-1, 3, 2),
+            close=lambda: None,
+        ),
+    ]
+    blender = Blender(Mean(), align_labels([None, None], widths=[2, 2], wanted=None))
+    session = EnsembleSession(members, blender=blender, activate=lambda scores: scores)
+    got = session.run((windows, stretches))
+    session.close()
+    np.testing.assert_allclose(got, (windows.reshape(15, 2) + stretches.reshape(15, 2)) / 2, rtol=1e-6)
+    assert sizes == [(4, 2), (4, 2), (4, 2), (3, 2)]
+
+
 def test_rounds_that_have_a_small_multiple_fit() -> None:
     assert (
         shared_batch_size([Settings(instances=2, batch_size=8), Settings(batch_size=12)], row_bytes=1) == 48
     )
     assert shared_batch_size([Settings(batch_size=1)], row_bytes=1) == 32
     assert shared_batch_size([Settings(batch_size=16)], row_bytes=4 * 2**20) == 16
+    # A row of twelve windows: three of them fill two rounds of one, and one a round of the other.
+    joined = [Settings(instances=2, batch_size=8), Settings(batch_size=1)]
+    assert shared_batch_size(joined, row_bytes=1, inputs=[12, 1]) == 4

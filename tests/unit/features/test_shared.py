@@ -83,6 +83,62 @@ def test_each_gets_the_bits_of_its_description_alone(
     assert all(row.end_s == row.start_s + 0.5 for row in rows)
 
 
+def test_windows_divided_by_their_deviation_are_those_of_each_description_alone() -> None:
+    scalings = ({}, {"peak_normalize": True}, {"std_normalize": True})
+    demands = [Demand(audio(**scaling, mel=mel)) for mel in (None, MEL) for scaling in scalings]
+    wave = noise(1.3, seed=1)
+    wave[4_000:8_000] *= 0.01  # the second window is much quieter than the first
+    rows = list(SharedAudioFeatures(demands).rows(np.array_split(wave, 3), RATE_HZ))
+    for index, demand in enumerate(demands):
+        got = [row.arrays[index] for row in rows]
+        np.testing.assert_array_equal(got, alone(demand, wave))
+    _, by_peak, by_deviation = rows[1].arrays[:3]
+    assert np.abs(by_peak).max() == 1.0
+    assert by_deviation.std() == pytest.approx(1.0, abs=1e-5)
+
+
+TOGETHER = Demand(audio(window_s=2.5, hop_s=2.0), keep_s=0.5, rows=4)  # each of four rows sees 1 s
+ONE_EACH = Demand(audio(window_s=1.0, hop_s=0.5), keep_s=0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(frames=st.integers(0, 6 * RATE_HZ), cuts=st.integers(1, 6), order=st.permutations(range(4)))
+def test_rows_of_one_window_hold_the_windows_of_each(frames: int, cuts: int, order: list[int]) -> None:
+    wave = noise(frames / RATE_HZ, seed=frames)
+    demands = [
+        TOGETHER,
+        ONE_EACH,
+        Demand(audio(mel=MEL)),
+        Demand(audio(window_s=1.0, hop_s=0.5, mel=MEL), 0.5),
+    ]
+    demands = [demands[place] for place in order]
+    rows = list(SharedAudioFeatures(demands).rows(np.array_split(wave, cuts), RATE_HZ))
+    plain = [alone(demand, wave) for demand in demands]
+    count = len(alone(ONE_EACH, wave))
+    assert len(rows) == -(-count // 4)
+    for number, row in enumerate(rows):
+        known = min(4, count - 4 * number)
+        assert (row.start_s, row.end_s, row.rows) == (2.0 * number, 2.0 * number + 0.5 * known, known)
+        for demand, array, windows in zip(demands, row.arrays, plain, strict=True):
+            if demand is TOGETHER:
+                single = wave[:, 0][round((2.0 * number - 0.25) * RATE_HZ) if number else 0 :]
+                expected = np.concatenate([np.zeros(0 if number else RATE_HZ // 4, np.float32), single])
+                expected = np.pad(expected, (0, 20_000))[:20_000]
+                np.testing.assert_array_equal(array, expected)
+                continue
+            assert len(array) == 4
+            np.testing.assert_array_equal(array[:known], windows[4 * number :][:known])
+            assert not array[known:].any()
+
+
+def test_a_key_tells_rows_apart() -> None:
+    assert feature_key(TOGETHER) != feature_key(Demand(TOGETHER.description, keep_s=0.5))
+    assert feature_key(TOGETHER) == feature_key(Demand(TOGETHER.description, keep_s=0.5, rows=4))
+    assert feature_key(Demand(TOGETHER.description, keep_s=1.0, rows=4)) == feature_key(
+        Demand(TOGETHER.description, rows=4)
+    )
+
+
 def test_rows_keep_their_arrays_when_the_next_one_comes() -> None:
     rows = list(SharedAudioFeatures([Demand(audio())]).rows([noise(2.0)], RATE_HZ))
     np.testing.assert_array_equal(np.concatenate([row.arrays[0] for row in rows]), noise(2.0)[:, 0])
@@ -184,6 +240,7 @@ def test_a_key_tells_every_field_apart() -> None:
     base = audio(mel=LogMel(channels=3))
     others = [
         msgspec.structs.replace(base, peak_normalize=True),
+        msgspec.structs.replace(base, std_normalize=True),
         msgspec.structs.replace(base, hop_s=0.25),
         *(
             msgspec.structs.replace(base, mel=msgspec.structs.replace(base.mel, **{name: value}))
@@ -216,7 +273,7 @@ def test_a_key_tells_every_field_apart() -> None:
 
 
 def test_keys_stay_the_same_between_releases() -> None:
-    assert feature_key(Demand(AudioInput(mel=LogMel()))) == "a2bc84be11adb04c"
+    assert feature_key(Demand(AudioInput(mel=LogMel()))) == "418189c1865a06b9"
 
 
 def test_distinct_demands() -> None:
@@ -237,6 +294,8 @@ def test_distinct_demands() -> None:
         ),
         ([Demand(audio()), Demand(audio(hop_s=0.25))], "0.5 s every 0.25 s"),
         ([Demand(audio(), keep_s=0.6)], "`keep_s` got 0.6"),
+        ([Demand(audio(), rows=3)], "a whole number of samples apart"),
+        ([TOGETHER, Demand(audio(window_s=1.5, hop_s=1.0), keep_s=0.5, rows=2)], "give 2 and 4 rows"),
         ([Demand(audio(), keep_s=0.4)], "expected at least the hop of 0.5 s"),
     ],
 )

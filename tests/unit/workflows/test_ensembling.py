@@ -219,6 +219,32 @@ def test_context_around_each_row(maker: Maker, recordings: list[Path], tmp_path:
         np.testing.assert_allclose(result.scores, expected, rtol=1e-5)
 
 
+def test_three_rows_of_a_window_beside_one_of_each(
+    maker: Maker, recordings: list[Path], tmp_path: Path
+) -> None:
+    """A member that gives three rows of 4 s every 3 s: each sees 2 s and is about one."""
+    stretch = AudioInput(sample_rate_hz=RATE_HZ, window_s=4.0, hop_s=3.0)
+    bundles = [maker.audio("plain"), maker.audio("joint", stretch, outputs=scores_spec(3, 2))]
+    post = PostProcessing(
+        view={"joint": View(rows=3, keep_s=1.0)}, step=(Smoothing(kernel=(0.25, 0.5, 0.25)),)
+    )
+    make_ensemble(bundles, tmp_path / "e.alula", blend=Mean(weights=(1, 2)), post=post)
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(recordings))
+        predict(ensemble, recordings, output=tmp_path / "scores.csv")
+    for result, path, n in zip(results, recordings, (1, 3, 6), strict=True):
+        wave = np.concatenate([wave_of(path), np.zeros(RATE_HZ, np.float32)])
+        led = np.concatenate([np.zeros(RATE_HZ // 2, np.float32), wave])
+        plain = np.stack([wave[k * RATE_HZ :][:2] for k in range(n)])
+        # The scripted member gives the first values of its window, two for each of its rows.
+        joint = np.stack([led[k // 3 * 3 * RATE_HZ + 2 * (k % 3) :][:2] for k in range(n)])
+        track = Track(np.arange(n, dtype=float), np.arange(n) + 1.0, (plain + 2 * joint) / 3)
+        np.testing.assert_array_equal(result.start_s, track.start_s)
+        np.testing.assert_array_equal(result.end_s, track.end_s)
+        np.testing.assert_allclose(result.scores, apply_steps(post.step, track).scores, rtol=1e-5)
+    assert len(table(tmp_path / "scores.csv")[1]) == 10
+
+
 @pytest.mark.parametrize("layout", ["tc", "ct"])
 def test_frames_of_a_second_output(maker: Maker, recordings: list[Path], tmp_path: Path, layout: str) -> None:
     frames = (4, 2) if layout == "tc" else (2, 4)
