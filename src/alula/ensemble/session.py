@@ -43,10 +43,11 @@ class Member:
         name: for messages.
         settings: instances and batch size that it is called with; its threads are its own affair.
         takes: which of the arrays of a row is its input.
-        several: whether that array holds an input for each of several rows that belong together, where other
-            members have one input for all of them.
-        score: takes (b, ...) with b up to the batch size, and returns scores (b, c), or (b, r, c) where one
-            input is that of r rows. Thread-safe for `settings.instances` callers. It must not keep its input.
+        inputs: that this array holds for each row of a batch: several where rows belong together that other
+            members have one input for.
+        rows: that the member gives of each input.
+        score: takes (b, ...) with b up to the batch size, and returns scores (b, c), or (b, r, c) where it
+            gives r rows of each. Thread-safe for `settings.instances` callers. It must not keep its input.
         close: frees what it holds.
     """
 
@@ -55,7 +56,8 @@ class Member:
     takes: int
     score: Callable[[Array], Array]
     close: Callable[[], None]
-    several: bool = False
+    inputs: int = 1
+    rows: int = 1
 
 
 def shared_batch_size(
@@ -157,12 +159,12 @@ class EnsembleSession:
 
     def _scores_of(self, member: Member, pool: ThreadPoolExecutor, rows: Array) -> Float32:
         size = member.settings.batch_size
-        if member.several:
+        if member.inputs > 1:
             rows = rows.reshape(-1, *rows.shape[2:])
         parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
         # `map` gives them in order, and raises what the first failing one raised once all before are there.
         scored = list(pool.map(member.score, parts))
-        if scored[0].ndim == 3:
+        if member.rows > 1 and scored[0].shape[1:2] == (member.rows,):
             scored = [scores.reshape(-1, scores.shape[-1]) for scores in scored]
         if scored[0].ndim != 2:
             raise EngineError(

@@ -384,7 +384,8 @@ class Ensemble:
                         name=record.name,
                         settings=one.settings,
                         takes=takes,
-                        several=inputs > 1,
+                        inputs=inputs,
+                        rows=record.view.rows,
                         score=_Scores(
                             one, member, record.view, output=output, of_logits=self._plan.activation != "none"
                         ),

@@ -13,7 +13,8 @@ with the network run window by window, and nothing is written where the differen
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from alula.data import Item, Samples, open_audio, open_samples, split
 from alula.engines import Session, engine_named
 from alula.errors import AccuracyError, BundleError, ModelError, UsageError
 from alula.export import StretchModel, copy_onnx, export_module, signature_of_onnx, write_stretch_model
-from alula.features import AudioFeatures, Demand, SharedAudioFeatures, read_description
+from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow, read_description
 from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing
 from alula.sources import load_model, parse_source
@@ -42,7 +43,8 @@ __all__ = ["optimize_whole_files"]
 # Of model inputs (b, c, f, t).
 _TIME_AXIS = 3
 _SAMPLE_WINDOWS = 3
-_MOST_ROWS = 1_000
+# Enough for a verdict; a network of some GMAC takes half a minute for them.
+_MOST_ROWS = 300
 _PLAIN = Recipe("onnxruntime", "fp32")
 
 Scores = Callable[[NDArray[Any]], NDArray[Any]]
@@ -137,50 +139,36 @@ def optimize_whole_files(
         frames=AudioFeatures(stretch).sample_shape[-1],
     )
     budget_threads = thread_budget(threads)
-    by_window = _session(window_file, budget_threads)
     member_path = folder / target.name
-
-    def compared(candidate: Scores) -> Accuracy:
-        return _compared(
-            judged,
-            features,
-            by_window=lambda x: by_window.run((x,))[0],
-            by_stretch=candidate,
-            metric=chosen,
-            max_drop=max_drop,
-        )
-
-    try:
-        report("comparing stretches with windows")
-        by_stretch = _session(stretch_file, budget_threads)
-        try:
-            _refuse(compared(lambda x: by_stretch.run((x,))[0]), "over stretches, in FP32")
-        finally:
-            by_stretch.close()
-        optimize(
-            str(stretch_file),
-            data,
-            output=member_path,
-            input=stretch,
-            labels=labels,
-            metric="cosine",
-            max_drop=max_drop,
-            budget=budget,
-            engines=engines,
-            precisions=precisions,
-            threads=threads,
-            activation=activation,
-            seed=seed,
-            replace=True,
-            report=report,
-            on_outcome=on_outcome,
-        ).close()
-        report("comparing the bundle with windows")
-        with load_bundle(member_path, threads=threads) as bundle:
-            accuracy = compared(lambda x: np.asarray(bundle(x)))
-            _refuse(accuracy, f"over stretches, as {bundle.recipe}")
-    finally:
-        by_window.close()
+    report("running the network window by window")
+    with closing(_session(window_file, budget_threads)) as by_window:
+        comparison = _Comparison(judged, features, by_window=_only_output(by_window))
+    report("comparing stretches with windows")
+    with closing(_session(stretch_file, budget_threads)) as by_stretch:
+        in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
+        _refuse(in_fp32, "over stretches, in FP32")
+    optimize(
+        str(stretch_file),
+        data,
+        output=member_path,
+        input=stretch,
+        labels=labels,
+        metric="cosine",
+        max_drop=max_drop,
+        budget=budget,
+        engines=engines,
+        precisions=precisions,
+        threads=threads,
+        activation=activation,
+        seed=seed,
+        replace=True,
+        report=report,
+        on_outcome=on_outcome,
+    ).close()
+    report("comparing the bundle with windows")
+    with load_bundle(member_path, threads=threads) as bundle:
+        accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
+        _refuse(accuracy, f"over stretches, as {bundle.recipe}")
     _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
     shutil.rmtree(folder)
     loaded = load(target, threads=threads)
@@ -269,34 +257,41 @@ def _session(file: Path, threads: int) -> Session:
     )
 
 
-def _compared(
-    items: Sequence[Item],
-    features: SharedAudioFeatures,
-    *,
-    by_window: Scores,
-    by_stretch: Scores,
-    metric: Metric,
-    max_drop: float,
-) -> Accuracy:
-    """Return the comparison on the first recordings, up to some number of windows."""
-    baseline: list[NDArray[Any]] = []
-    candidate: list[NDArray[Any]] = []
-    for item in items:
-        if sum(map(len, baseline)) >= _MOST_ROWS:
-            break
+def _only_output(session: Session) -> Scores:
+    return lambda x: session.run((x,))[0]
+
+
+class _Comparison:
+    """The first recordings of some, up to a number of windows, and the scores of these window by window."""
+
+    def __init__(self, items: Sequence[Item], features: SharedAudioFeatures, *, by_window: Scores) -> None:
+        self._items: list[Item] = []
+        self._features = features
+        baseline: list[NDArray[Any]] = []
+        for item in items:
+            if sum(map(len, baseline)) >= _MOST_ROWS:
+                break
+            self._items.append(item)
+            baseline += [by_window(row.arrays[0][: row.rows]) for row in self._rows(item)]
+        self._baseline = np.concatenate(baseline)
+
+    def of(self, by_stretch: Scores, *, metric: Metric, max_drop: float) -> Accuracy:
+        """Return the comparison with the scores of stretches."""
+        candidate = [
+            by_stretch(row.arrays[1][None])[0, : row.rows] for item in self._items for row in self._rows(item)
+        ]
+        return compare(
+            metric,
+            targets=None,
+            baseline=self._baseline,
+            candidate=np.concatenate(candidate),
+            max_drop=max_drop,
+        )
+
+    def _rows(self, item: Item) -> Iterator[SharedRow]:
         assert item.path is not None
         with open_audio(item.path, start_s=item.start_s, end_s=item.end_s) as audio:
-            for row in features.rows(audio.blocks(), audio.rate_hz):
-                windows, stretch = row.arrays
-                baseline.append(by_window(windows[: row.rows]))
-                candidate.append(by_stretch(stretch[None])[0, : row.rows])
-    return compare(
-        metric,
-        targets=None,
-        baseline=np.concatenate(baseline),
-        candidate=np.concatenate(candidate),
-        max_drop=max_drop,
-    )
+            yield from self._features.rows(audio.blocks(), audio.rate_hz)
 
 
 def _refuse(accuracy: Accuracy, how: str) -> None:
