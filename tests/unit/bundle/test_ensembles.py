@@ -106,7 +106,7 @@ def test_the_layout_stays_that_of_schema_version_1() -> None:
     member = MemberRecord(name="a", folder="members/a", checksum="0" * 64, view=View(keep_s=5.0))
     manifest = described({}, members=(member,), files={"f": FileRecord(sha256="1" * 64, bytes=1)})
     assert json.loads(encode_ensemble(manifest))["checksum"] == (
-        "490c5b4269cdafe797e7dc97d6bb483acac549720089868f52612761c437b8c6"
+        "8d3a91e47368c20e11952f8122ad1321d58047dbfc8c1a84bcff490a00bb9f62"
     )
 
 
