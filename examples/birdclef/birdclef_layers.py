@@ -21,7 +21,7 @@ ZOO = Path(__file__).resolve().parents[2] / "benchmarks" / "zoo.py"
 
 SETTLING_BATCHES = 2
 SETTLING_BATCH = 4
-PATCH = 8
+PATCHES = (1, 8, 64)
 
 
 def zoo() -> ModuleType:
@@ -49,13 +49,16 @@ def backbone(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 
 
 def textured_noise(shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return a batch of noise (b, c, f, t) of unit variance, half of it by patches, half by points.
+    """Return a batch of noise (b, c, f, t) of unit variance: points and patches of two sizes, in equal parts.
 
-    Spectrograms are smooth in part, and convolutions answer to that otherwise than to points.
+    Spectrograms are smooth in part, and convolutions answer to that otherwise than to points: on points alone
+    the statistics come out so low that a deep network's values grow from layer to layer on real ones.
     """
-    coarse = torch.randn(SETTLING_BATCH, shape[0], -(-shape[1] // PATCH), -(-shape[2] // PATCH))
-    patches = functional.interpolate(coarse, scale_factor=PATCH)[..., : shape[1], : shape[2]]
-    return (patches + torch.randn(SETTLING_BATCH, *shape)) / 2.0**0.5
+    noise = torch.zeros(SETTLING_BATCH, *shape)
+    for patch in PATCHES:
+        coarse = torch.randn(SETTLING_BATCH, shape[0], -(-shape[1] // patch), -(-shape[2] // patch))
+        noise += functional.interpolate(coarse, scale_factor=patch)[..., : shape[1], : shape[2]]
+    return noise / len(PATCHES) ** 0.5
 
 
 def settled(

@@ -65,10 +65,15 @@ class EventDetector(nn.Module):
         self.shift = shift
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = torch.sigmoid(self.classes(self._frames(x)))
-        mixed = 0.5 * self._middle(scores, 0)
-        mixed = mixed + 0.25 * (self._middle(scores, -self.shift) + self._middle(scores, self.shift))
-        return _logits(mixed)
+        logits = self.classes(self._frames(x))
+        here, before, after = (self._middle(logits, shift) for shift in (0, -self.shift, self.shift))
+
+        def mixed(sign: float) -> torch.Tensor:
+            sides = torch.sigmoid(sign * before) + torch.sigmoid(sign * after)
+            return (0.5 * torch.sigmoid(sign * here) + 0.25 * sides).clamp(min=EDGE)
+
+        # The complement by itself: 1 minus a probability near 1 has no digits left.
+        return torch.log(mixed(1.0)) - torch.log(mixed(-1.0))
 
     def _frames(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bands(self.prepare(x).transpose(1, 2)).transpose(1, 2)
@@ -80,11 +85,6 @@ class EventDetector(nn.Module):
     def _middle(scores: torch.Tensor, shift: int) -> torch.Tensor:
         quarter = scores.shape[-1] // 4
         return scores[..., quarter + shift : scores.shape[-1] - quarter + shift].amax(dim=-1)
-
-
-def _logits(probabilities: torch.Tensor) -> torch.Tensor:
-    inside = probabilities.clamp(EDGE, 1.0 - EDGE)
-    return torch.log(inside) - torch.log(1.0 - inside)
 
 
 class PooledClassifier(nn.Module):
