@@ -383,7 +383,7 @@ def _scaled_waves(described: Sequence[AudioInput], indices: Sequence[int]) -> tu
     scalings: dict[tuple[bool, bool], list[int]] = defaultdict(list)
     for index in indices:
         audio = described[index]
-        scalings[audio.peak_normalize, audio.std_normalize].append(index)
+        scalings[audio.peak_normalize, bool(audio.std_normalize)].append(index)
     return tuple(_waves_of(described, alike) for alike in scalings.values())
 
 
