@@ -66,6 +66,8 @@ FULL_JOB = (200, 4)
 
 # FP32 against FP32: sums in other orders, and window functions that are rounded in other places.
 TOLERANCE = 2e-3
+# What each search and each verdict of long stretches allows: 20 dB between signal and noise.
+COSINE = 0.995
 
 USUAL = "straightforward"
 OURS = "Alula"
@@ -117,20 +119,18 @@ class EnsembleWay:
     def stages(self, files: list[Path]) -> Stages:
         from alula.features import SharedAudioFeatures
 
-        def decode() -> list[list[np.ndarray]]:
-            found = []
+        def decode() -> Iterator[list[np.ndarray]]:
             for path in files:
                 with open_audio(path) as audio:
-                    found.append(list(audio.blocks()))
-            return found
+                    yield list(audio.blocks())
 
         features = SharedAudioFeatures(self._ensemble.demands)
-        decoded = decode()
+        decoded = list(decode())
 
-        def transform() -> list[tuple[np.ndarray, ...]]:
-            return [row.arrays for blocks in decoded for row in features.rows(blocks, RATE_HZ)]
+        def transform() -> Iterator[tuple[np.ndarray, ...]]:
+            return (row.arrays for blocks in decoded for row in features.rows(blocks, RATE_HZ))
 
-        rows = transform()
+        rows = list(transform())
         size = self._ensemble.settings.batch_size
         batches = [
             tuple(np.stack(column) for column in zip(*part, strict=True)) for part in batched(rows, size)
@@ -142,7 +142,10 @@ class EnsembleWay:
 
         cores = thread_budget()
         return Stages(
-            core_seconds(decode, copies=cores), core_seconds(transform, copies=cores), core_seconds(infer)
+            # Nothing is held longer than in a job, where the same memory is used again and again.
+            core_seconds(lambda: spent(decode()), copies=cores),
+            core_seconds(lambda: spent(transform()), copies=cores),
+            core_seconds(infer),
         )
 
 
@@ -257,6 +260,12 @@ def batched(rows: Any, size: int) -> Iterator[Any]:
     """Yield parts of a list or an array, each of at most so many rows."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def spent(items: Iterator[Any]) -> None:
+    """Take all items and keep none."""
+    for _ in items:
+        pass
 
 
 def core_seconds(stage: Callable[[], object], *, copies: int = 1) -> float:
@@ -589,6 +598,10 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
                 raise SystemExit(
                     f"FP32 differs from FP32 by {difference:.2g}; rounding is at most {TOLERANCE:g}. "
                     "The times mean nothing."
+                )
+            if cosine < COSINE:
+                raise SystemExit(
+                    f"{notes[-1]} The cosine should be {COSINE:g} at least. The times mean nothing."
                 )
         notes += recipes_of(ensembles)
         table = WORK / "table.csv"
