@@ -85,7 +85,7 @@ class DeclaredRung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         members: names of those that score it.
-        every: only each so-manieth window is computed.
+        every: only one of so many windows is computed.
         score: validated; higher is better. Below that of the rung before.
     """
 

@@ -277,6 +277,11 @@ def draw_plan(console: Console, report: PlanReport) -> None:
         ),
         ("workload", f"{work.files} files, {work.rows} rows"),
         ("machine", f"{report.machine.cpus:g} CPUs" + _other_machine(report)),
+        (
+            "overhead",
+            f"{report.overhead - 1:.1%} of a small job over the sum of its stages; the machine's speed "
+            f"varies by {report.spread:.0%}",
+        ),
         ("judged by", report.judged_on),
         *(("short of time", f"{rung.name}: {rung.score:.4f}") for rung in made.ladder[1:]),
     ]

@@ -311,12 +311,15 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A recipe that is not good enough, or that there was no time for, and why.
 
     Attributes:
-        tried: false where the budget ended before anything was known of it.
+        tried: false where the budget ended before anything was known of it, or where it cannot win by what is
+            known of others.
+        relative: about its speed over the search's anchor, looked at for what it tells of others.
     """
 
     recipe: Recipe
     reason: str
     accuracy: Accuracy | None = None
+    relative: float | None = None
     seconds: float = 0.0
     tried: bool = True
 

@@ -34,6 +34,19 @@ class SampleSubmission:
     columns: tuple[str, ...]
     row_ids: tuple[str, ...]
 
+    def ends_s(self) -> dict[str, list[float]]:
+        """Return where the rows of each recording end, by its stem; row ids that say no time are left out.
+
+        >>> SampleSubmission(Path("s.csv"), ("wren",), ("a_5", "a_10", "b_5")).ends_s()
+        {'a': [5.0, 10.0], 'b': [5.0]}
+        """
+        found: dict[str, list[float]] = {}
+        for row_id in self.row_ids:
+            stem, _, end = row_id.rpartition("_")
+            if stem and end.isdecimal():
+                found.setdefault(stem, []).append(float(end))
+        return found
+
 
 def read_sample_submission(path: str | Path) -> SampleSubmission:
     """Return the columns and rows that a sample submission asks for.

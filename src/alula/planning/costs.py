@@ -260,9 +260,9 @@ def duration(
 ) -> Duration:
     """Return how long a job takes.
 
-    What comes once per job, and the larger of two bounds: all work over all CPUs, and the serial stages of
-    the longest input, which one CPU has to do one after the other. Costs of different stages err
-    independently, the machine errs for all at once, and the time is taken as log-normal.
+    What comes once per job; then the models, which take all CPUs at a time while nothing else runs; and the
+    serial stages, on all CPUs but for no less than those of the longest input take on one. Costs of different
+    stages err independently, the machine errs for all at once, and the time is taken as log-normal.
 
     Args:
         members: of the ensemble.
@@ -284,12 +284,11 @@ def duration(
     work_s = {name: units[name] * sheet.stages[name].cost.core_s for name in units}
     once_s = {name: sheet.stages[name].cost.core_s for name in used if sheet.stages[name].per == "job"}
     total_s = sum(work_s.values())
-    serial_s = sum(
-        load * workload.longest_rows * sheet.stages[name].cost.core_s
-        for name, load in loads.items()
-        if sheet.stages[name].serial
-    )
-    busy_s = max(total_s * sheet.overhead / machine.cpus, serial_s)
+    serial = [name for name in work_s if sheet.stages[name].serial]
+    serial_s = sum(work_s[name] for name in serial)
+    longest_s = sum(loads[name] * workload.longest_rows * sheet.stages[name].cost.core_s for name in serial)
+    busy_s = (total_s - serial_s) * sheet.overhead / machine.cpus
+    busy_s += max(serial_s * sheet.overhead / machine.cpus, longest_s)
     expected_s = (busy_s + sum(once_s.values())) / machine.speed
     if not expected_s > 0:
         return Duration(expected_s=0.0, low_s=0.0, high_s=0.0)

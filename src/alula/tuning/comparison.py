@@ -30,9 +30,15 @@ __all__ = [
     "measure_latency",
     "measure_round",
     "measure_server",
+    "patience_s",
     "stream_s",
 ]
 
+# A round that takes so many times what it should, or at least so long, hangs.
+PATIENCE = 20
+LEAST_PATIENCE_S = 30.0
+_WARM_UP_S = 2.0  # with two calls, whatever they take
+_CALLS = 3  # two to warm up, and one that is under way when the round's time is over
 STREAM_S = 10.0
 LONGEST_STREAM_S = 3 * STREAM_S
 STREAMED = 368  # queries that an interval of p99 takes
@@ -92,10 +98,14 @@ def compare_speeds(
         children: dict[str, Child] = {}
 
         def measurer(name: str) -> Callable[[float], Round]:
+            call_s: float | None = None
+
             def measure(seconds: float) -> Round:
-                nonlocal used_cpu_s
-                measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=timeout_s)
+                nonlocal used_cpu_s, call_s
+                allowed_s = timeout_s if call_s is None else min(timeout_s, patience_s(seconds, call_s))
+                measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=allowed_s)
                 used_cpu_s += cpu_s
+                call_s = max(measured.calls)
                 return measured
 
             return measure
@@ -139,6 +149,19 @@ def measure_round(
     """
     reply = child.ask(MeasureRequest(inputs=inputs, seconds=seconds), Measured, timeout_s=timeout_s)
     return Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s), reply.cpu_s
+
+
+def patience_s(seconds: float, call_s: float) -> float:
+    """Return after how long a round that was asked for hangs, and is not merely slow.
+
+    Args:
+        seconds: length of the round.
+        call_s: about how long one call takes.
+
+    >>> patience_s(0.4, 0.02), patience_s(0.6, 2.0)
+    (49.2, 172.0)
+    """
+    return max(LEAST_PATIENCE_S, PATIENCE * (_WARM_UP_S + seconds + _CALLS * call_s))
 
 
 def measure_latency(child: Child, inputs: tuple[str, ...], *, timeout_s: float) -> Latency:

@@ -30,7 +30,8 @@ from alula.errors import AccuracyError
 from alula.export import largest_difference
 from alula.measure import Clock, Round, throughput
 from alula.tuning.candidates import batch_neighbours, settings_grid
-from alula.tuning.comparison import measure_round
+from alula.tuning.comparison import measure_round, patience_s
+from alula.tuning.kinship import outdone
 from alula.tuning.limits import StepLimit
 from alula.tuning.messages import Loaded, LoadRequest, Predicted, PredictRequest
 from alula.tuning.process import Child, ChildError
@@ -44,6 +45,7 @@ ROUNDED = ("fp16-weights",)  # FP32 arithmetic on rounded weights: the metric de
 WARM_UP_S = 0.5  # of a fast model in a process that has just loaded it
 LOADING_S = 3.0  # and warming up, before any was seen
 SCREENED = 256  # validation samples of the first, rough check
+MOST_HANGS = 2  # of a recipe: each costs minutes, and other settings may be well
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +133,10 @@ class ProcessField:
         self._accuracy: dict[Recipe, Accuracy] = {}
         self._accepted: dict[Candidate, Accepted] = {}
         self._gone: set[Recipe] = set()
+        self._wrong: dict[Recipe, Rejected] = {}  # of those, what runs
         self._loading_s: dict[Recipe, float] = {}
+        self._per_s: dict[Recipe, float] = {}  # the least that was seen
+        self._hangs: dict[Recipe, int] = {}
         self.golden_outputs: dict[Recipe, tuple[str, ...]] = {}
         for outcome in earlier:
             self._remember(outcome)
@@ -145,7 +150,10 @@ class ProcessField:
                 golden = _golden_paths(self._output_folder(recipe), self._workshop.signature)
                 if all(Path(path).is_file() for path in golden):
                     self.golden_outputs[recipe] = golden
-            case Failed(settings=None) | Rejected(tried=True):
+            case Rejected(tried=True):
+                self._gone.add(outcome.recipe)
+                self._wrong[outcome.recipe] = outcome
+            case Failed(settings=None):
                 self._gone.add(outcome.recipe)
             case _:
                 pass
@@ -207,9 +215,13 @@ class ProcessField:
                 return ()
         if isinstance(verdict, Rejected):
             self._reject(verdict)
-            return ()
-        self._accuracy[recipe] = verdict
+        else:
+            self._accuracy[recipe] = verdict
         return grid
+
+    def is_wrong(self, recipe: Recipe) -> bool:
+        """See `Field.is_wrong`."""
+        return recipe in self._wrong
 
     def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
         """See `Field.variations`."""
@@ -246,20 +258,46 @@ class ProcessField:
         """See `Field.measure`."""
         child = self._child_of(candidate)
         try:
+            self._check_hangs(candidate, child)
             self._load(child, candidate)
+            allowed_s = min(self._limit(), self._patience_s(candidate, seconds))
             try:
-                taken = measure_round(child, self._validation, seconds, timeout_s=self._limit())[0]
+                taken = measure_round(child, self._validation, seconds, timeout_s=allowed_s)[0]
             except ChildError as error:
+                if error.timed_out:
+                    self._hangs[candidate.recipe] = self._hangs.get(candidate.recipe, 0) + 1
                 raise StepError.of(error, child.reproduce) from error
             self._check_latency(taken, child)
+            self._note_speed(candidate.recipe, taken.per_s)
             return taken
         except StepError as error:
             self._loaded.pop(child, None)
             self._lose(candidate, error)
             raise
 
+    def _patience_s(self, candidate: Candidate, seconds: float) -> float:
+        """Return after how long a round of a candidate hangs.
+
+        Engines may compile anew for what they meet in the first calls, which takes about as long as loading.
+        """
+        settings = candidate.settings
+        per_s = self._per_s.get(candidate.recipe, self._reference.per_s)
+        call_s = settings.batch_size * settings.instances / per_s
+        return patience_s(seconds, call_s) + 2 * self.loading_s(candidate.recipe)
+
+    def _note_speed(self, recipe: Recipe, per_s: float) -> None:
+        self._per_s[recipe] = min(per_s, self._per_s.get(recipe, per_s))
+
+    def _check_hangs(self, candidate: Candidate, child: Child) -> None:
+        if self._hangs.get(candidate.recipe, 0) >= MOST_HANGS and candidate not in self._accepted:
+            raise StepError(f"Not tried: {MOST_HANGS} other settings of it hung.", child.reproduce)
+
     def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
         """See `Field.scored`."""
+        wrong = self._wrong.get(candidate.recipe)
+        if wrong is not None:
+            self._reject(msgspec.structs.replace(wrong, relative=score))
+            return
         outcome = Accepted(
             candidate=candidate,
             accuracy=self._accuracy[candidate.recipe],
@@ -280,10 +318,20 @@ class ProcessField:
             if one.recipe == recipe and outcome.relative is not None
         }
 
-    def skip(self, recipe: Recipe) -> None:
+    def outdone(self, recipe: Recipe, *, best: float) -> str | None:
+        """See `Field.outdone`."""
+        known = [(one.recipe, outcome.relative) for one, outcome in self._accepted.items()]
+        known += [(one, outcome.relative) for one, outcome in self._wrong.items()]
+        speeds: dict[Recipe, float] = {}
+        for one, relative in known:
+            if relative is not None:
+                speeds[one] = max(relative, speeds.get(one, 0.0))
+        return outdone(recipe, speeds, wrong=self._gone, best=best)
+
+    def skip(self, recipe: Recipe, reason: str) -> None:
         """See `Field.skip`."""
         if recipe not in self._gone:
-            self._leave(recipe, "the budget is used up")
+            self._leave(recipe, reason)
 
     def loading_s(self, recipe: Recipe) -> float:
         """See `Field.loading_s`."""
@@ -424,6 +472,7 @@ class ProcessField:
 
     def _reject(self, verdict: Rejected) -> None:
         self._gone.add(verdict.recipe)
+        self._wrong[verdict.recipe] = verdict
         self._record(verdict)
 
     def _lose(self, candidate: Candidate, error: StepError) -> None:

@@ -106,8 +106,21 @@ class Child:
         return self._process.poll() is None
 
     @property
+    def resident_bytes(self) -> int:
+        """Memory of the process and of what it started; 0 where the system does not tell."""
+        return _resident_bytes(self.pid)
+
+    def begin(self, name: str) -> None:
+        """Keep the requests from now on in a file of another name, so that it repeats nothing else."""
+        path = self._folder / f"{name}.jsonl"
+        with writing("a request to a child process", path):
+            requests = path.open("ab")
+        self._requests.close()
+        self._requests, self.request_file = requests, path
+
+    @property
     def reproduce(self) -> str:
-        """The command that repeats everything that this child was asked."""
+        """The command that repeats everything that this child was asked, since it last began anew."""
         program, *rest = self._command
         return f"{shlex.join([Path(program).name, *rest])} < {self.request_file}"
 

@@ -266,7 +266,8 @@ class _Search:
         )
         stages_s = {"model and baseline": self._lap_s()}
         with field:
-            chosen, closing = self._chosen(field, reference)
+            with self._workshop.keeping_processes():
+                chosen, closing = self._chosen(field, reference)
             field.close()  # nothing may run beside the last comparison
             products = self._workshop.products()
             stages_s["building, checking and timing recipes"] = self._lap_s()

@@ -32,20 +32,29 @@ __all__ = ["Effort", "Field", "Standing", "Strategy"]
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
 _SURE = 3  # looks, whose median one disturbance cannot move
+_AGAIN = 2  # looks at the best settings of a promising recipe, and so many of them
+_AGREE = 1.04  # the higher of two looks over the lower
+_NEAR = 0.7  # of the best settings so far: less is no disturbance alone
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
-_CALM = 0.85  # of the anchor's best: less is a disturbance, more is noise
+_FEWEST = 3  # contenders
+_NO_TIME = "the budget is used up"
+_CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
 
 
 class Field(Protocol):
     """What a strategy can ask for. Every method may take long."""
 
     def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
-        """Build a recipe and check its accuracy roughly; return its coarse settings, none if it is out.
+        """Build a recipe and check its accuracy roughly; return its coarse settings, none if it does not run.
 
         Different thread layouts at one batch size come first, then other batch sizes. A recipe that is not
         ready by `until_s` on the clock is given up, as one that there was no time for.
         """
+        ...
+
+    def is_wrong(self, recipe: Recipe) -> bool:
+        """Return whether a recipe that runs cannot be accepted: its speed is of use for others only."""
         ...
 
     def loading_s(self, recipe: Recipe) -> float:
@@ -79,8 +88,17 @@ class Field(Protocol):
         """Return the scores of looks that an earlier, interrupted search took."""
         ...
 
-    def skip(self, recipe: Recipe) -> None:
-        """Take note that there was no time for a recipe."""
+    def outdone(self, recipe: Recipe, *, best: float) -> str | None:
+        """Return why a recipe that was not tried cannot win, from what is known of others; None if it may.
+
+        Args:
+            recipe: of those that the strategy was given.
+            best: the highest score of a recipe that was not found wrong.
+        """
+        ...
+
+    def skip(self, recipe: Recipe, reason: str) -> None:
+        """Take note that a recipe is not tried, and why."""
         ...
 
     def accept(self, candidate: Candidate) -> bool:
@@ -95,6 +113,8 @@ class Effort:
     Attributes:
         look_s: length of one look and of the anchor's rounds beside it.
         round_s: length of a round of the race.
+        far: a recipe whose looks at some settings reach less than this share of the best of others at those
+            gets no further ones.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
@@ -109,13 +129,14 @@ class Effort:
 
     look_s: float = 0.4
     round_s: float = 0.6
+    far: float = 0.4
     hopeless: float = 0.6
     promising: float = 0.85
     close: float = 0.9
     contenders: int = 6
     per_recipe: int = 3
     closer: int = 3
-    tries: int = 4
+    tries: int = 3
     laps: int = 12
     finalists: int = 3
     margin: float = 0.01
@@ -148,6 +169,7 @@ class Strategy:
         self._anchor_is_held = False
         self._anchor_is_fresh = False  # nothing else was measured since
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
+        self._coarse: dict[Recipe, list[Candidate]] = {}
         self._costs_s: list[float] = []
         self._calls_s: dict[Candidate, float] = {}
         self._right: set[Recipe] = set()
@@ -164,9 +186,10 @@ class Strategy:
     ) -> tuple[Standing, ...]:
         """Return accepted candidates, the fastest first; empty when none was accepted.
 
-        Recipes are taken in order as long as one like those before would end in time; then the best are
-        looked at more closely. Time that is left goes to further recipes, which are given up where they do
-        not end in time.
+        Recipes are taken in order as long as one like those before would end in time, without those that
+        cannot win by what is known then; then the best are looked at more closely. Time that is left goes to
+        further recipes, which are given up where they do not end in time. What seemed to be outdone is tried
+        after all when the recipe that outdid it turns out to be wrong.
 
         Args:
             recipes: most promising first.
@@ -178,18 +201,17 @@ class Strategy:
         self._after_s = after_s or _nothing
         left = [recipe for recipe in recipes if not self._know(recipe)]
         while True:
-            while left and not (self._scores and self._is_late(self._expected_s())):
-                self._take(left.pop(0))
+            while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
+                pass
             self._look_closer()
-            if not left or self._is_late(min(self._costs_s, default=0.0)):
+            if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
                 break
-            self._take(left.pop(0))
         standings = self._race()
         while left and not standings:  # nothing was right so far, and there must be a result
             self._take(left.pop(0))
             standings = self._race()
         for recipe in left:
-            self._field.skip(recipe)
+            self._field.skip(recipe, self._outdone(recipe) or _NO_TIME)
         return standings
 
     def call_s(self, candidate: Candidate) -> float:
@@ -225,6 +247,18 @@ class Strategy:
             self._anchor = next(iter(known))
         return bool(known)
 
+    def _take_next(self, left: list[Recipe]) -> bool:
+        """Take the first recipe that may win; return whether there was one."""
+        recipe = next((one for one in left if self._outdone(one) is None), None)
+        if recipe is None:
+            return False
+        left.remove(recipe)
+        self._take(recipe)
+        return True
+
+    def _outdone(self, recipe: Recipe) -> str | None:
+        return self._field.outdone(recipe, best=self._best()) if self._scores else None
+
     def _take(self, recipe: Recipe) -> None:
         started_s = self._clock.monotonic()
         self._look_at(recipe)
@@ -245,23 +279,56 @@ class Strategy:
             return
         first_batch = settings[0].batch_size
         candidates = [Candidate(recipe, one) for one in settings]
+        if self._field.is_wrong(recipe):
+            self._look_at_wrong(candidates[0])
+            return
         layouts = [one for one in candidates if one.settings.batch_size == first_batch]
-        self._look(layouts)
-        if not self._is_promising(recipe):
-            self._look(layouts)  # a disturbed look must not cost a recipe its chance
+        self._coarse[recipe] = candidates
+        for candidate in layouts:
+            self._look([candidate])
+            if candidate in self._scores and not self._is_promising(recipe):
+                self._look([candidate])  # a disturbed look must not cost a recipe its chance
+            if self._is_far(candidate):
+                return
         found = [one for one in layouts if one in self._scores]
         if not found or max(self._scores[one] for one in found) < self._effort.hopeless * self._best():
             return
         best = max(found, key=lambda one: self._scores[one])
-        # Which layout is better depends little on the batch size, as a rule that only leaders need not trust.
-        wide = self._is_promising(recipe)
-        self._look([one for one in candidates if one not in layouts and (wide or _same_layout(one, best))])
+        # Which layout is better depends little on the batch size; leaders get a closer look later.
+        self._look([one for one in candidates if one not in layouts and _same_layout(one, best)])
         ranked = sorted(self._of(recipe), key=lambda one: -self._scores[one])
-        self._look(ranked[: _SURE if wide else 1])
+        again = ranked[: _AGAIN if self._is_promising(recipe) else 1]
+        self._look([one for one in again if len(self._looks[one]) < _AGAIN])
 
     def _is_promising(self, recipe: Recipe) -> bool:
         scores = [self._scores[one] for one in self._of(recipe)]
         return max(scores, default=0.0) >= self._effort.promising * self._best()
+
+    def _is_far(self, candidate: Candidate) -> bool:
+        """Whether a candidate is so far behind others at its settings that no other layout helps."""
+        mine = self._scores.get(candidate)
+        return mine is not None and mine < self._effort.far * self._best_beside(candidate)
+
+    def _best_beside(self, candidate: Candidate) -> float:
+        """Return the best score of other recipes at the settings of a candidate, 0 without one."""
+        return max(
+            (
+                score
+                for one, score in self._scores.items()
+                if one.settings == candidate.settings and one.recipe != candidate.recipe
+            ),
+            default=0.0,
+        )
+
+    def _look_at_wrong(self, candidate: Candidate) -> None:
+        """Score a recipe by its share of the best at the same settings: it is not worth a look at others."""
+        beside = self._best_beside(candidate)
+        if not beside or self._is_late():
+            return
+        with contextlib.suppress(EngineError):
+            looks = [self._compared(candidate) for _ in range(_AGAIN)]
+            taken, score = max(looks, key=lambda look: look[1])
+            self._field.scored(candidate, taken, score / beside * self._best())
 
     def _look_closer(self) -> None:
         """Climb from the best settings of each promising recipe to better ones close by."""
@@ -272,7 +339,10 @@ class Strategy:
                 self._drop(leader.recipe)
                 done.remove(leader.recipe)
                 continue
-            top: Candidate | None = leader
+            for candidate in self._coarse.get(leader.recipe, ()):
+                if candidate not in self._scores:
+                    self._look_twice(candidate, below=self._scores[leader])
+            top: Candidate | None = max(self._of(leader.recipe), key=lambda one: self._scores[one])
             while top is not None:
                 before = self._scores[top]
                 for settings in self._field.variations(top):
@@ -281,9 +351,15 @@ class Strategy:
                         continue
                     if self._is_late(self._field.loading_s(candidate.recipe)):
                         return
-                    self._look([candidate], looks=2)
+                    self._look_twice(candidate, below=before)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
                 top = best if best != top and self._scores[best] > before else None
+
+    def _look_twice(self, candidate: Candidate, *, below: float) -> None:
+        """Look at a candidate; again if it is below a score by no more than a disturbance explains."""
+        self._look([candidate])
+        if _NEAR * below <= self._scores.get(candidate, 0.0) < below:
+            self._look([candidate])
 
     def _is_right(self, candidate: Candidate) -> bool:
         if candidate.recipe in self._right:
@@ -309,36 +385,56 @@ class Strategy:
         for candidate in self._of(recipe):
             del self._scores[candidate]
 
-    def _look(self, candidates: Sequence[Candidate], *, looks: int = 1) -> None:
+    def _look(self, candidates: Sequence[Candidate]) -> None:
         for candidate in candidates:
             known = any(one.recipe == candidate.recipe for one in self._scores)
             if self._scores and self._is_late(self._field.loading_s(candidate.recipe) if known else 0.0):
                 return
             leader_before = self._best()
             with contextlib.suppress(EngineError):
-                for _ in range(looks):
-                    self._look_once(candidate)
+                self._look_once(candidate)
                 # A lead may be the anchor's bad luck, which would make all others look slow from then on.
-                while self._scores[candidate] > leader_before > 0 and len(self._looks[candidate]) < _SURE:
+                while self._scores[candidate] > leader_before and not self._is_sure(candidate):
                     self._look_once(candidate)
 
+    def _is_sure(self, candidate: Candidate) -> bool:
+        """Whether two looks at a candidate agree, or there were enough of them."""
+        looks = self._looks[candidate]
+        return len(looks) >= _SURE or (len(looks) > 1 and max(looks) <= _AGREE * min(looks))
+
     def _look_once(self, candidate: Candidate) -> None:
-        """Score a candidate; again, where the anchor says that the machine was disturbed meanwhile."""
+        taken, score = self._compared(candidate)
+        scores = self._looks.setdefault(candidate, [])
+        scores.append(score)
+        self._scores[candidate] = statistics.median_high(scores)
+        self._field.scored(candidate, taken, self._scores[candidate])
+
+    def _compared(self, candidate: Candidate) -> tuple[Round, float]:
+        """Return a look and its score; a new one, where the anchor says that the machine was disturbed.
+
+        Raises:
+            EngineError: the candidate failed.
+        """
         if self._anchor is None:
             self._take_anchor(candidate)
-        for attempt in range(self._effort.tries):
+        for tries_left in reversed(range(self._effort.tries)):
             self._refresh_anchor()
             taken = self._field.measure(candidate, self._effort.look_s)
             self._calls_s[candidate] = statistics.median(taken.calls)
             self._anchor_is_fresh = False
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
-            if min(beside) >= _CALM * max(self._anchor_per_s) or attempt == self._effort.tries - 1:
-                scores = self._looks.setdefault(candidate, [])
-                scores.append(taken.per_s / max(beside))
-                self._scores[candidate] = statistics.median_high(scores)
-                self._field.scored(candidate, taken, self._scores[candidate])
+            score = taken.per_s / max(beside)
+            calm = min(beside) >= _CALM * self._usual_per_s()
+            # What is far behind whatever disturbed it need not be known well.
+            if calm or score < self._effort.far * self._best() or not tries_left:
                 break
+        return taken, score
+
+    def _usual_per_s(self) -> float:
+        """Return the anchor's upper quartile: not the luck of one round, and undisturbed most of the time."""
+        ranked = sorted(self._anchor_per_s)
+        return ranked[3 * len(ranked) // 4]
 
     def _take_anchor(self, candidate: Candidate) -> None:
         self._field.hold([candidate])
@@ -405,7 +501,9 @@ class Strategy:
         chosen: list[Candidate] = []
         for candidate in self.best_so_far():
             same = sum(one.recipe == candidate.recipe for one in chosen)
-            if self._scores[candidate] >= threshold and same < self._effort.per_recipe:
+            # The best score may be luck: some behind it get their chance whatever it is.
+            close = self._scores[candidate] >= threshold or len(chosen) < _FEWEST
+            if close and same < self._effort.per_recipe:
                 chosen.append(candidate)
         return chosen[: self._effort.contenders]
 

@@ -6,8 +6,9 @@ is finished has a note beside it; an interrupted search finds the notes and make
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -20,6 +21,7 @@ from alula.hardware import writing
 from alula.quantization import quantizer_for
 from alula.sources import Source
 from alula.tuning.files import read_note, write_note
+from alula.tuning.kinship import same_files
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -35,6 +37,9 @@ __all__ = ["StepError", "Workshop", "file_name"]
 
 _COUNTABLE: tuple[ExportFormat, ...] = ("onnx", "openvino", "exported")
 COUNT_S = 30.0
+# Quantizers with several recipes whose library takes seconds to import.
+_KEPT = ("openvino/nncf",)
+_KEPT_MEMORY_SHARE = 1 / 8  # of what a child process may use
 
 Answer = TypeVar("Answer")
 
@@ -100,6 +105,9 @@ class Workshop:
         self._exports: dict[ExportFormat, Path] = {}
         self._failures: dict[ExportFormat, StepError] = {}
         self._artifacts: dict[Recipe, Path] = {}
+        self._unmade: dict[Recipe, StepError] = {}
+        self._keeping: contextlib.ExitStack | None = None
+        self._kept: dict[str, Child] = {}
         self.signature = self._describe()
 
     def child(self, name: str) -> Child:
@@ -110,6 +118,17 @@ class Workshop:
             threads=self._threads,
             memory_limit_bytes=self._memory_limit_bytes,
         )
+
+    @contextlib.contextmanager
+    def keeping_processes(self) -> Iterator[None]:
+        """In the block, keep processes of quantizers that are slow to import for their next artifacts."""
+        with contextlib.ExitStack() as stack:
+            self._keeping = stack
+            try:
+                yield
+            finally:
+                self._keeping = None
+                self._kept.clear()
 
     def with_second_try(self, name: str, ask: Callable[[Child], Answer]) -> Answer:
         """Return what a child process answers; ask another one should the first die.
@@ -227,20 +246,28 @@ class Workshop:
             write_note(self._counted, counted)
 
     def artifact(self, recipe: Recipe) -> Path:
-        """Return the folder of a recipe's artifact, made on first use.
+        """Return the folder of a recipe's artifact, or of one with the same files; made on first use.
 
         Raises:
             StepError: it cannot be made.
         """
         if recipe not in self._artifacts:
-            self._artifacts[recipe] = self._made_artifact(recipe)
+            try:
+                self._artifacts[recipe] = self._made_artifact(recipe)
+            except StepError as error:
+                if not error.timed_out:
+                    self._unmade[recipe] = error
+                raise
         return self._artifacts[recipe]
 
     def _made_artifact(self, recipe: Recipe) -> Path:
-        name = file_name(recipe)
-        folder, note = self.folder / "artifacts" / name, self.folder / "artifacts" / f"{name}.json"
-        if read_note(note, Built) is not None:
-            return folder
+        for one in (recipe, *same_files(recipe)):
+            folder, note = self._place(one)
+            if read_note(note, Built) is not None:
+                return folder
+            if one != recipe and one in self._unmade:
+                raise self._unmade[one]
+        folder, note = self._place(recipe)
         target = (
             quantizer_for(recipe).export_format(recipe)
             if recipe.precision == "int8"
@@ -248,22 +275,59 @@ class Workshop:
         )
         export = self.export(target)
         _emptied(folder)
-        with self.child(f"build-{name}") as child:
-            request = BuildRequest(
-                recipe=recipe,
-                source=self.source,
-                export=str(export),
-                artifact=str(folder),
-                calibration=self._calibration,
-                signature=self.signature,
-                saturating=self._saturating,
-            )
-            try:
-                built = child.ask(request, Built, timeout_s=self._timeout_s())
-            except ChildError as error:
-                raise StepError.of(error, child.reproduce) from error
-        write_note(note, built)
+        request = BuildRequest(
+            recipe=recipe,
+            source=self.source,
+            export=str(export),
+            artifact=str(folder),
+            calibration=self._calibration,
+            signature=self.signature,
+            saturating=self._saturating,
+        )
+        write_note(note, self._built(request))
         return folder
+
+    def _built(self, request: BuildRequest) -> Built:
+        """Ask a child process for an artifact: a new one, or one that is kept for this quantizer."""
+        quantizer = f"{request.recipe.engine}/{request.recipe.quantizer}"
+        name = f"build-{file_name(request.recipe)}"
+        if self._keeping is None or quantizer not in _KEPT:
+            with self.child(name) as child:
+                return self._asked(child, request)
+        child, is_new = self._kept_child(quantizer, name)
+        try:
+            built = self._asked(child, request)
+        except StepError as error:
+            if is_new or child.alive or error.timed_out:
+                raise
+            # It may have died of what it made before; in a new process only of what is asked for.
+            _emptied(Path(request.artifact))
+            child, _ = self._kept_child(quantizer, name)
+            built = self._asked(child, request)
+        if child.resident_bytes > _KEPT_MEMORY_SHARE * self._memory_limit_bytes:
+            child.close()
+        return built
+
+    def _kept_child(self, quantizer: str, name: str) -> tuple[Child, bool]:
+        """Return the process that is kept for a quantizer, and whether it is a new one."""
+        child = self._kept.get(quantizer)
+        if child is not None and child.alive:
+            child.begin(name)
+            return child, False
+        assert self._keeping is not None
+        child = self._kept[quantizer] = self._keeping.enter_context(self.child(name))
+        return child, True
+
+    def _asked(self, child: Child, request: BuildRequest) -> Built:
+        try:
+            return child.ask(request, Built, timeout_s=self._timeout_s())
+        except ChildError as error:
+            raise StepError.of(error, child.reproduce) from error
+
+    def _place(self, recipe: Recipe) -> tuple[Path, Path]:
+        """Return the folder of a recipe's artifact, and the note that it is finished."""
+        folder = self.folder / "artifacts"
+        return folder / file_name(recipe), folder / f"{file_name(recipe)}.json"
 
 
 def file_name(recipe: Recipe) -> str:

@@ -28,9 +28,9 @@ from alula.workflows.samples import Decoding
 
 __all__ = ["PacedJob", "Way", "Ways", "pacer_of", "reserve_of", "ways_of"]
 
-# Writing a table: formatting a score takes 60 to 100 ns on a 2.5 GHz Xeon, ranking one of a member about as
-# much. The scheduler takes three to six times of this, as the machine may be slower while it writes.
-_WRITE_VALUE_S = 1.5e-7
+# Writing a table: formatting a score takes 200 ns on a 2.5 GHz Xeon, ranking one of a member 150 ns. The
+# scheduler takes three to six times of this, as the machine may be slower while it writes.
+_WRITE_VALUE_S = 2e-7
 _WRITE_FILE_S = 2e-4
 _WRITE_S = 0.2
 # How long a machine may stand still while the output is written, as a share of the time allowed; at least
@@ -55,7 +55,7 @@ class Way:
         name: for people.
         members: places of the models that score a row, ascending.
         demands: which arrays of a row they take.
-        every: only each so-manieth window is computed; those between are left out.
+        every: only one of so many windows is computed; those between are left out.
         score: validated or declared worth.
         loads: units of each stage that a row takes.
     """

@@ -490,7 +490,11 @@ class SharedReader:
                     self._arrays.append(array)
 
     def rows(
-        self, path: Path, *, decoding: Decoding, wanted: Callable[[int], Collection[int]] | None
+        self,
+        path: Path,
+        *,
+        decoding: Decoding = iter,
+        wanted: Callable[[int], Collection[int]] | None = None,
     ) -> Iterator[tuple[Key, Arrays]]:
         """Yield the rows of a file in order, each with where it lies: one array for each demand.
 
@@ -898,7 +902,9 @@ class _Cascade:
         """Return the scores of a batch, None when stopped, and the seconds that each member took by place."""
         busy_s: dict[int, float] = defaultdict(float)
 
-        def score(places: Sequence[int], blender: Blender, rows: Arrays) -> NDArray[np.float32] | None:
+        def score(
+            places: Sequence[int], blender: Blender, rows: Sequence[NDArray[Any]]
+        ) -> NDArray[np.float32] | None:
             scores, took_s = self._session.run_some(
                 rows, places, blender=blender, full_batches=full_batches, stopped=stopped, clock=clock
             )

@@ -32,6 +32,9 @@ __all__ = [
 
 PRIOR = "prior"
 
+# A recording so short that it has one window.
+_MOMENT_S = 1e-3
+
 # Reading headers may take this share of the time, and some even if there is none left: without them nobody
 # knows how many rows the output has.
 _HEADERS_SHARE = 0.05
@@ -48,7 +51,7 @@ class Deadline:
         allowed_s: seconds from the start to then.
         kind: of the inputs.
         prior: a row that was not computed.
-        guesses_rows: whether rows of files of unknown length are written.
+        asked_s: where the rows end that a sample submission asks for, by stem of the recording.
         threads: for reading headers.
         clock: seconds, never going back; thread-safe.
     """
@@ -60,14 +63,14 @@ class Deadline:
         allowed_s: float,
         kind: Kind,
         prior: NDArray[np.float32],
-        guesses_rows: bool,
+        asked_s: Mapping[str, Sequence[float]],
         threads: int,
         clock: Callable[[], float],
     ) -> None:
         self.at_s = at_s
         self.allowed_s = allowed_s
         self.prior = prior
-        self.guesses_rows = guesses_rows
+        self.asked_s = asked_s
         self.clock = clock
         self._kind = kind
         self._threads = threads
@@ -158,8 +161,7 @@ class Late:
         durations_s: of recordings, by key of the file; None where it is a guess.
         guess_s: gives the guess for a file.
         listed: gets the rows that were not computed on the first rung.
-        guesses_rows: whether rows of files of unknown length are written; where the table knows its rows, as
-            a sample submission does, it fills them.
+        asked_s: where the rows of recordings end that the table must have, by stem.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Late:
         durations_s: Mapping[FileKey, float | None],
         guess_s: Callable[[FileTask], float],
         listed: UnfinishedList,
-        guesses_rows: bool = True,
+        asked_s: Mapping[str, Sequence[float]],
     ) -> None:
         self.prior = prior
         self.guessed_files = 0
@@ -181,7 +183,7 @@ class Late:
         self._durations_s = durations_s
         self._guess_s = guess_s
         self._listed = listed
-        self._guesses_rows = guesses_rows
+        self._asked_s = asked_s
 
     @property
     def names(self) -> list[str]:
@@ -189,11 +191,18 @@ class Late:
         return [way.name for way in self._ladder]
 
     def expected(self, task: FileTask) -> list[Key]:
-        """Return where the rows of a file lie, as far as its header tells, or as its size lets guess."""
+        """Return where the rows of a file lie: as was asked for, as its header tells, or as its size hints.
+
+        A sample submission refuses rows that it does not have, and who gives one knows better than a header.
+        """
+        if task.path.stem in self._asked_s:
+            ((start_s, end_s),) = self._scorer.spans(_MOMENT_S) or [(None, None)]
+            if start_s is not None and end_s is not None:
+                return [(asked_s - (end_s - start_s), asked_s) for asked_s in self._asked_s[task.path.stem]]
         spans = self._scorer.spans(self._durations_s.get(task.key))
         if spans is None:
             self.guessed_files += 1
-            spans = self._scorer.spans(self._guess_s(task)) if self._guesses_rows else []
+            spans = self._scorer.spans(self._guess_s(task))
         return spans or []
 
     def note(self, path: str, stretch: Stretch) -> None:

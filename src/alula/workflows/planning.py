@@ -93,6 +93,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
         margin: share of it that is kept free.
         machine: where the job runs.
         stages: what was measured.
+        overhead: time of a small job over the sum of its stages, at least 1.
+        spread: relative standard deviation of what the machine did to all stages at once.
         output: the ensemble, or None where none was asked for.
         notes: what a reader must know of the figures.
     """
@@ -108,6 +110,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     margin: float
     machine: Machine
     stages: tuple[MeasuredStage, ...]
+    overhead: float
+    spread: float
     output: str | None
     notes: tuple[str, ...]
 
@@ -187,10 +191,16 @@ def plan(
     """
     deadline_s = parse_duration_s(deadline)
     _check_sources(scores, truth, data)
+    if not 0 <= margin < 1:
+        raise UsageError(f"The margin is {margin}; expected a share of the deadline from 0 to below 1.")
+    if cascade and output is None:
+        raise UsageError("A cascade is for the ensemble that is made, and none is: give -o as well.")
     blend = Mean() if blend is None else blend
     post = PostProcessing() if post is None else post
     if output is not None and Path(output).exists() and not replace:
         raise UsageError(f"{output} exists already. Choose another name, or replace it with --replace.")
+    if save is not None:
+        AtomicFile(Path(save)).discard()  # minutes are a long time to learn that a file cannot be written
     budget = thread_budget(threads)
     machine = _machine(budget, cpus, speed)
     with (
@@ -218,41 +228,23 @@ def plan(
             known = from_tables(opened, scores, truth, grid=grid)
         else:
             known = from_data(opened, data, grid=grid, blend=blend, post=post, labels=labels, report=report)
-        chosen_metric = metric_named(metric or default_metric(known.y_true))
-        if not chosen_metric.needs_labels:
-            raise UsageError(
-                f"The metric `{chosen_metric.name}` knows no truth; expected one that judges by it."
-            )
-        classes = opened.lineup.blender.alignment
-
-        def validated(some: ValidatedScores) -> Validation:
-            return validation_of(
-                some,
-                grid=grid,
-                metric=chosen_metric,
-                blend=blend,
-                post=post,
-                activation=opened.lineup.activation,
-                classes=classes.classes,
-            )
-
-        validation = validated(known)
-        score_s = _score_s(validation, opened.names)
-        if score_s > _MOST_SCORE_S:
-            validation = validated(some_of(known, share=_MOST_SCORE_S / score_s, seed=seed))
-            score_s = _MOST_SCORE_S
+        validation, score_s = _validation(
+            known, opened, grid=grid, metric=metric, blend=blend, post=post, seed=seed
+        )
         measured = measure_stages(
             opened,
             inputs,
             row_s=grid.row_s,
-            labels=classes.labels,
+            windows_per_row=grid.overlaps[0].windows_per_row,
+            labels=opened.lineup.blender.alignment.labels,
             scratch=Path(scratch),
             rounds=rounds,
             round_s=round_s,
             report=report,
             clock=clock,
         )
-    report(f"choosing among {len(bundles)} bundles by {chosen_metric.name} of {len(validation.y_true)} rows")
+    by = f"{validation.metric.name} of {len(validation.y_true)} rows"
+    report(f"choosing among {len(bundles)} bundles by {by}")
     made = make_plan(
         measured.members,
         grid.overlaps,
@@ -289,7 +281,7 @@ def plan(
     result = PlanReport(
         plan=made,
         bundles={name: str(folder) for name, folder in folders.items()},
-        metric=chosen_metric.name,
+        metric=validation.metric.name,
         judged_on=known.source,
         rows=len(validation.y_true),
         recordings=validation.recordings,
@@ -298,6 +290,8 @@ def plan(
         margin=margin,
         machine=machine,
         stages=_stages(made, measured, grid, inputs.workload),
+        overhead=measured.sheet.overhead,
+        spread=measured.sheet.spread,
         output=None if output is None else str(output),
         notes=(
             *made.notes,
@@ -338,6 +332,42 @@ def _examples(data: Any) -> list[Path]:
         return []
     found = [item.path for item in open_samples(data).items]
     return list(dict.fromkeys(path for path in found if path is not None))
+
+
+def _validation(
+    known: ValidatedScores,
+    opened: OpenedMembers,
+    *,
+    grid: RowGrid,
+    metric: str | None,
+    blend: Blend,
+    post: PostProcessing,
+    seed: int,
+) -> tuple[Validation, float]:
+    """Return what a plan is judged by, and the seconds that one score of all members takes.
+
+    Where that is long, only some of the recordings are kept.
+    """
+    by = metric_named(metric or default_metric(known.y_true))
+    if not by.needs_labels:
+        raise UsageError(f"The metric `{by.name}` knows no truth; expected one that judges by it.")
+
+    def validated(some: ValidatedScores) -> Validation:
+        return validation_of(
+            some,
+            grid=grid,
+            metric=by,
+            blend=blend,
+            post=post,
+            activation=opened.lineup.activation,
+            classes=opened.lineup.blender.alignment.classes,
+        )
+
+    whole = validated(known)
+    score_s = _score_s(whole, opened.names)
+    if score_s <= _MOST_SCORE_S:
+        return whole, score_s
+    return validated(some_of(known, share=_MOST_SCORE_S / score_s, seed=seed)), _MOST_SCORE_S
 
 
 def _score_s(validation: Validation, names: Sequence[str]) -> float:

@@ -201,6 +201,7 @@ def predict(
     if report_path.absolute() == target.absolute():
         raise UsageError(f"The output and the error report are both {target}; give them two names.")
     folder = journal_folder(target)
+    asked = None if sample is None else read_sample_submission(sample)
     deadline = None
     if deadline_s is not None:
         deadline = Deadline(
@@ -213,10 +214,12 @@ def predict(
                 shape=bundle.row_shape,
                 declared=bundle.manifest.prior if isinstance(bundle, Ensemble) else None,
             ),
-            guesses_rows=sample is None,
+            asked_s={} if asked is None else asked.ends_s(),
             threads=bundle.threads,
             clock=clock,
         )
+        if format == "birdclef" and not ((deadline.prior >= 0) & (deadline.prior <= 1)).all():
+            raise UsageError("The prior of a submission holds a score outside 0 to 1; expected none.")
     elif prior is not None:
         raise UsageError("A prior is for rows that a deadline leaves no time for; there is no deadline.")
     sink = sink_for(
@@ -227,7 +230,7 @@ def predict(
         options=TableOptions(
             selection=selection,
             recordings=_recordings(description, everything),
-            sample=None if sample is None else read_sample_submission(sample),
+            sample=asked,
             drafts=folder,
         ),
     )
@@ -266,6 +269,8 @@ def predict(
                             row_spec=row_spec,
                             progress=progress,
                         )
+            if deadline is not None and late is not None:
+                late = msgspec.structs.replace(late, left_s=deadline.at_s - clock())
             if late is None or late.unfinished is None:
                 journal.finish()
     except JobError as error:
@@ -382,7 +387,7 @@ def _run_before(
         durations_s=lengths,
         guess_s=guess_by_size(lengths),
         listed=listed,
-        guesses_rows=deadline.guesses_rows,
+        asked_s=deadline.asked_s,
     )
     # Known before the first row is, or all would wait for the first file, which may lie on a disk that hangs.
     spec = row_spec or bundle.row_spec

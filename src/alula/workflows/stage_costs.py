@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from alula.core import AudioInput, LogMel
 from alula.data import Kind, open_audio, read_array, read_image
-from alula.errors import MeasurementError
+from alula.errors import AlulaError, MeasurementError
 from alula.features import (
     ArrayFeatures,
     Demand,
@@ -31,7 +31,7 @@ from alula.features import (
 )
 from alula.features.audio import mixed, resampled
 from alula.measure import Clock, Concurrency, Round, SystemClock, interleave
-from alula.pipeline import Row, StageCost, sink_for
+from alula.pipeline import Row, StageCost, run_job, sink_for
 from alula.planning import CostSheet, Member, Stage
 from alula.workflows.opened_members import OpenedMembers
 from alula.workflows.workloads import Inputs, SoundKind
@@ -47,6 +47,7 @@ _WRITE_ROWS = 256
 # What is written in a round stays on the disk until the end.
 _WRITE_S = 0.1
 _WARM_S = 0.0
+_TOGETHER = "all together"
 # Two numbers that were taken within minutes on a machine of others are not closer than this.
 _LEAST_STAGE_SPREAD = 0.02
 _LEAST_SHEET_SPREAD = 0.03
@@ -128,6 +129,7 @@ def measure_stages(
     inputs: Inputs,
     *,
     row_s: float | None,
+    windows_per_row: float,
     labels: Sequence[str] | None,
     scratch: Path,
     rounds: int,
@@ -139,12 +141,14 @@ def measure_stages(
 
     Every thread of the budget runs decoding and features at once, as in a job; a member runs as it would in
     the ensemble, in its own layout, while nothing else does. All take turns in every round, so that the
-    machine disturbs them alike; what it does to all at once becomes the spread of the whole job.
+    machine disturbs them alike; what it does to all at once becomes the spread of the whole job. In each
+    round a small job goes through all stages and members: what it takes more than their sum is the overhead.
 
     Args:
         opened: the members.
         inputs: what the job reads.
         row_s: seconds of a recording that a row of the output stands for; None for images and arrays.
+        windows_per_row: that the members' own hop gives.
         labels: columns of the table.
         scratch: folder for what is written.
         rounds: how often each is timed.
@@ -169,6 +173,7 @@ def measure_stages(
             stages = _FileStages(opened, inputs, bench)
         for place, name in enumerate(opened.names):
             bench.add(f"model {name}", _member_runner(opened, place, stages.examples(place)), wide=True)
+        bench.add(_TOGETHER, _small_job(opened, inputs.samples[inputs.main]), wide=True)
         held.enter_context(_Writing(bench, scratch, opened, labels, inputs.kind))
         report(f"measuring {len(bench.contenders)} stages, {rounds} rounds of {round_s:g} s each")
         for contender in bench.contenders.values():
@@ -177,10 +182,21 @@ def measure_stages(
     for error in taken.dropped.values():
         raise error
     measured = {name: [bench.core_s(name, one) for one in found] for name, found in taken.rounds.items()}
-    costs, spread = _costs(measured)
-    sheet_stages, needs, common = stages.stages(costs)
-    for name in opened.names:
-        sheet_stages[f"model {name}"] = Stage(cost=costs[f"model {name}"], per="window")
+    together = measured.pop(_TOGETHER)
+    models = [f"model {name}" for name in opened.names]
+    alone = []
+    for number in range(rounds):
+        costs = {name: StageCost(core_s=found[number], spread=0.0) for name, found in measured.items()}
+        before = stages.stages(costs, {inputs.main: 1.0})[0].values()
+        per_window = {"row": 1 / windows_per_row, "window": 1.0}
+        alone.append(
+            sum(stage.cost.core_s * per_window[stage.per] for stage in before)
+            + sum(costs[name].core_s for name in models)
+        )
+    costs, spread = _costs(measured, alone, together)
+    sheet_stages, needs, common = stages.stages(costs, inputs.shares)
+    for name in models:
+        sheet_stages[name] = Stage(cost=costs[name], per="window")
     sheet_stages["write"] = Stage(cost=costs["write"], per="row")
     sheet_stages["start"] = Stage(cost=StageCost(core_s=_start_s(), spread=_LOAD_SPREAD), per="job")
     for name, load_s in zip(opened.names, opened.load_s, strict=True):
@@ -188,7 +204,12 @@ def measure_stages(
         sheet_stages[f"load {name}"] = Stage(cost=cost, per="job")
     variants = opened.variants()
     return Measured(
-        sheet=CostSheet(stages=sheet_stages, common=(*common, "write", "start"), spread=spread),
+        sheet=CostSheet(
+            stages=sheet_stages,
+            common=(*common, "write", "start"),
+            overhead=max(1.0, sum(together) / sum(alone)),
+            spread=spread,
+        ),
         members=tuple(
             Member(
                 name=name,
@@ -202,29 +223,54 @@ def measure_stages(
     )
 
 
-def _costs(measured: Mapping[str, Sequence[float]]) -> tuple[dict[str, StageCost], float]:
-    """Return the median of each stage with its own uncertainty, and the spread that all have in common.
+def _costs(
+    measured: Mapping[str, Sequence[float]], alone: Sequence[float], together: Sequence[float]
+) -> tuple[dict[str, StageCost], float]:
+    """Return the mean of each stage with its own uncertainty, and the spread that all have in common.
 
-    In a round of all stages the machine is as fast as it is: the mean of their logarithms over their medians
-    is what it did to all, and what is left is each stage's own. The spread in common is that of one round,
-    because what disturbs a shared machine lasts, and each stage's that of a median of so many.
+    The mean, because a long job meets slow rounds as often as they come. What a round did to the sum of all
+    stages and to the small job, the machine did; its spread is that of one round, because what disturbs a
+    shared machine lasts. What is left of a stage is its own, and is that of a mean of so many.
+
+    Args:
+        measured: core-seconds of a unit of each stage, by round.
+        alone: of a window through all stages, by round.
+        together: of a window in the small job, by round.
     """
-    names = list(measured)
-    logs = np.log(np.array([measured[name] for name in names]))
-    residues = logs - np.median(logs, axis=1, keepdims=True)
-    common = residues.mean(axis=0)
-    own = (residues - common).std(axis=1, ddof=1)
-    rounds = logs.shape[1]
-    # A median of n errs by sqrt(pi / 2 n) of the standard deviation (normal distribution, large n).
-    factor = math.sqrt(math.pi / (2 * rounds))
-    costs = {
-        name: StageCost(
-            core_s=statistics.median(measured[name]),
-            spread=max(_LEAST_STAGE_SPREAD, factor * float(spread)),
+    machine = (np.log(alone) + np.log(together)) / 2
+    machine -= machine.mean()
+    costs = {}
+    for name, found in measured.items():
+        own = float((np.log(found) - machine).std(ddof=1)) / math.sqrt(len(found))
+        costs[name] = StageCost(core_s=statistics.fmean(found), spread=max(_LEAST_STAGE_SPREAD, own))
+    return costs, max(_LEAST_SHEET_SPREAD, float(machine.std(ddof=1)))
+
+
+def _small_job(opened: OpenedMembers, files: Sequence[Path]) -> Callable[[int], int]:
+    """Return what runs one batch of rows through everything but the writing, as a job does."""
+    reader, settings, threads = opened.reader(), opened.settings, opened.threads
+    counts = [len(part) for part in np.array_split(np.arange(settings.batch_size), threads)]
+
+    def rows_of(count: int) -> Iterator[tuple[Any, Any]]:
+        every_file = itertools.chain.from_iterable(map(reader.rows, itertools.cycle(files)))
+        return itertools.islice(every_file, count)
+
+    def fail(count: int, error: AlulaError) -> None:
+        raise error
+
+    def run(instance: int) -> int:
+        job = run_job(
+            [count for count in counts if count],
+            prepare=rows_of,
+            infer=opened.scores,
+            emit=lambda task, keys, outputs: None,
+            fail=fail,
+            settings=settings,
+            cpu_budget=threads,
         )
-        for name, spread in zip(names, own, strict=True)
-    }
-    return costs, max(_LEAST_SHEET_SPREAD, float(common.std(ddof=1)))
+        return job.samples
+
+    return run
 
 
 def _start_s() -> float:
@@ -303,7 +349,7 @@ class _FileStages:
         return self._transformed(self._opened.lineup.takes[place])[None]
 
     def stages(
-        self, costs: Mapping[str, StageCost]
+        self, costs: Mapping[str, StageCost], shares: Mapping[SoundKind | None, float]
     ) -> tuple[dict[str, Stage], list[tuple[str, ...]], tuple[str, ...]]:
         """Return the stages, those that each member needs, and those that every job has."""
         names = ["decode", *self._names]
@@ -377,10 +423,9 @@ class _AudioStages:
         return np.stack([row.arrays[0] for row in itertools.islice(rows, 16)])
 
     def stages(
-        self, costs: Mapping[str, StageCost]
+        self, costs: Mapping[str, StageCost], shares: Mapping[SoundKind | None, float]
     ) -> tuple[dict[str, Stage], list[tuple[str, ...]], tuple[str, ...]]:
         """Return the stages, those that each member needs, and those that every job has."""
-        shares = {kind: share for kind, share in self._inputs.shares.items() if kind is not None}
         found = {
             "decode": _per_row(
                 [(costs[f"decode {kind}"], share) for kind, share in shares.items()], self._row_s
@@ -388,7 +433,8 @@ class _AudioStages:
         }
         resampling: defaultdict[int, list[tuple[StageCost, float]]] = defaultdict(list)
         for kind, rate_hz in self._resampled:
-            resampling[rate_hz].append((costs[_resampling(kind, rate_hz)], shares[kind]))
+            if kind in shares:
+                resampling[rate_hz].append((costs[_resampling(kind, rate_hz)], shares[kind]))
         for rate_hz, weighed in resampling.items():
             found[f"resample to {rate_hz / 1000:g} kHz"] = _per_row(weighed, self._row_s)
         needs: dict[int, tuple[str, ...]] = {}

@@ -63,6 +63,11 @@ class Inputs:
     shares: Mapping[SoundKind | None, float]
     notes: tuple[str, ...] = ()
 
+    @property
+    def main(self) -> SoundKind | None:
+        """The kind of most of the workload."""
+        return max(self.shares, key=lambda kind: self.shares[kind])
+
 
 def inputs_of(
     workload: str | Path,

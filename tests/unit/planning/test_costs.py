@@ -59,7 +59,7 @@ def test_every_stage_is_counted_once_by_its_unit() -> None:
 def test_one_long_input_is_decoded_on_one_cpu() -> None:
     long = Workload(files=2, rows=1000, longest_rows=999)
     found = duration([A], ONCE, sheet=SHEET, workload=long, machine=Machine(cpus=64))
-    assert found.expected_s == pytest.approx(999 * 0.03)
+    assert found.expected_s == pytest.approx(999 * 0.03 + (2 * 0.5 + 1000 * 0.1) / 64)
 
 
 def test_what_comes_once_per_job_is_not_divided() -> None:

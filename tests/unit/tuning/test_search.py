@@ -22,7 +22,7 @@ from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
 from alula.errors import DiskFullError, MeasurementError, ModelError
 from alula.measure.fake import ScriptedClock
 from alula.sources import parse_source
-from alula.tuning import Journal, SearchPlan, SearchResult, read_journal, search
+from alula.tuning import Journal, SearchPlan, SearchResult, comparison, read_journal, search
 
 FAKE = Recipe("fake", "fp32")
 REAL = Recipe("onnxruntime", "fp32")
@@ -204,6 +204,22 @@ def test_a_recipe_that_dies_while_it_is_timed_is_lost_and_the_others_stand(
     assert lost.settings is not None
     assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
     assert len(found.result.finalists[0].throughput.rounds_per_s) == 9
+
+
+def test_a_recipe_that_hangs_while_it_is_timed_is_stopped_long_before_a_step_must_end(
+    plan: SearchPlan, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "PATIENCE", 0)
+    monkeypatch.setattr(comparison, "LEAST_PATIENCE_S", 0.5)
+    script(fault="hang", fault_after=8)
+    found = run(plan)
+    lost = found.of(FAKE)[0]
+    assert isinstance(lost, Failed)
+    assert lost.settings is not None
+    stopped = re.fullmatch(r"Stopped: no answer within (\d+) s\.", lost.error)
+    assert stopped is not None
+    assert int(stopped[1]) < plan.timeout_s / 2  # half a second, and twice the time of loading
+    assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
 
 
 def test_when_every_recipe_fails_the_baseline_is_left(plan: SearchPlan, script: Callable[..., None]) -> None:

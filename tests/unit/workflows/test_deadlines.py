@@ -59,6 +59,7 @@ class Machine:
     dear: str | None = None
     stalls: str | None = None
     stalls_until_s: float = 0.0
+    others_done: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
 
@@ -66,14 +67,11 @@ class Machine:
         self.clock.advance(seconds * self.slow(self.clock.monotonic()))
 
     def stall(self) -> None:
-        """Wait until the test ends; the time goes on when nobody computes."""
+        """Wait until the test ends; the time goes on when the others have done what they can."""
         self.clock.advance(30.0)
-        before = -1
-        while not self.released.wait(0.05):
-            if before == self.calls:
-                now_s = self.clock.monotonic()
-                self.clock.advance(max(0.0, min(100.0, self.stalls_until_s - now_s)))
-            before = self.calls
+        assert self.others_done.wait(30)
+        self.clock.advance(self.stalls_until_s - self.clock.monotonic())
+        self.released.wait(30)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         run = FakeSession.run
@@ -175,7 +173,7 @@ def below(path: Path) -> dict[tuple[str, float], str]:
     """How each row was computed that is in the list of unfinished ones; rows are 1 s long."""
     if not path.exists():
         return {}
-    found = {}
+    found: dict[tuple[str, float], str] = {}
     for name, start_s, end_s, rows, rung in lines_of(path):
         starts = np.arange(float(start_s), float(end_s))
         assert len(starts) == int(rows)
@@ -314,7 +312,13 @@ def test_a_decoder_that_stalls_costs_its_own_rows(
     machine: Machine, ensemble: Ensemble, recordings: Path, whole: Path, tmp_path: Path
 ) -> None:
     machine.stalls, machine.stalls_until_s = "07.wav", machine.clock.monotonic() + 398.0
-    counts = check(run_before(machine, ensemble, recordings, tmp_path / "s.csv")(deadline_s=400.0), whole)
+
+    def watch(progress: Progress) -> None:
+        if progress.samples == 110:
+            machine.others_done.set()
+
+    run = run_before(machine, ensemble, recordings, tmp_path / "s.csv")
+    counts = check(run(deadline_s=400.0, progress=watch), whole)
     assert counts == {"x1 + x2 + x4": 110, "prior": 10}
     listed = below(tmp_path / "unfinished.csv")
     assert {rung for key, rung in listed.items() if key[0] == "07.wav"} == {"prior"}
@@ -346,6 +350,32 @@ def test_headers_that_lie_or_do_not_tell(
     assert per_file[:4] == [10] * 4
     assert per_file[-1] == (10 if said_s is None else said_s)
     assert (report.deadline.guessed_files > 0) == (said_s is None)
+
+
+def test_a_submission_has_the_rows_of_its_sample_whatever_headers_say(
+    machine: Machine,
+    ensemble: Ensemble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        quiet = np.full(10 * RATE_HZ, 0.2)
+        write_wav(tmp_path / "in" / f"{number:02}.wav", quiet, rate_hz=RATE_HZ)
+    monkeypatch.setattr(
+        lateness, "duration_s", lambda path: {"01.wav": None, "02.wav": 99.0}.get(path.name, 5.0)
+    )
+    ids = [f"{file:02}_{end_s}" for file in range(12) for end_s in range(1, 11)]
+    (tmp_path / "sample.csv").write_text("row_id,b\n" + "".join(f"{row_id},0\n" for row_id in ids))
+    run = run_before(machine, ensemble, tmp_path / "in", tmp_path / "s.csv")
+    report = run(deadline_s=16.0, prior={"b": 0.125}, format="birdclef", sample=tmp_path / "sample.csv")
+    lines = lines_of(tmp_path / "s.csv")
+    assert [line[0] for line in lines] == ids
+    assert report.deadline is not None
+    assert report.deadline.filled == sum(line[1] == "0.125" for line in lines) > 30
+    assert (report.notes, report.deadline.guessed_files) == ((), 0)
+    with pytest.raises(UsageError, match="outside 0 to 1"):
+        run(deadline_s=16.0, prior=2.0, format="birdclef")
 
 
 def test_a_bundle_of_one_model_has_the_prior_only(machine: Machine, recordings: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def tables(tmp_path: Path, rng: np.random.Generator) -> Tables:
 def planned(bundles: Sequence[Path], **options: Any) -> PlanReport:
     """A plan on one thread, on a clock that moves by a thousandth of a second whenever it is read."""
     given = {
+        "clock": ScriptedClock(steps_s=itertools.repeat(TICK_S)),
         "workload": "20x60s",
         "deadline": "10h",
         "rounds": 2,
@@ -132,7 +133,7 @@ def planned(bundles: Sequence[Path], **options: Any) -> PlanReport:
         "threads": 1,
         **options,
     }
-    return plan(bundles, clock=ScriptedClock(steps_s=itertools.repeat(TICK_S)), **given)
+    return plan(bundles, **given)
 
 
 def auc(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -278,9 +279,46 @@ def test_what_stages_cost_and_how_long_the_job_takes(make: Any, tables: Tables) 
     rows_s = sum(
         stage.core_s for stage in found.stages if stage.per in ("row", "window") and stage.job_core_s
     )
-    assert found.plan.time.expected_s == pytest.approx(once_s + 1200 * 1.05 * rows_s)
+    # The small job of 128 rows takes a tick as well, which is less than the sum of its stages.
+    assert found.plan.time.expected_s == pytest.approx(once_s + 1200 * rows_s)
     assert sum(stage.job_core_s for stage in found.stages) == pytest.approx(once_s + 1200 * rows_s)
     assert any("measured on noise" in note for note in found.notes)
+
+
+def test_what_a_job_takes_more_than_its_stages(
+    make: Any, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small job that takes as long as its stages and half as much again, on a machine that slows down."""
+    clock = ScriptedClock(steps_s=itertools.repeat(TICK_S))
+    bundle, scores = make("m"), [tables.member("m", 1.0)]
+    plain = planned([bundle], scores=scores, truth=tables.truth_path, clock=clock)
+    stages_s = sum(s.core_s for s in plain.stages if s.per in ("row", "window") and s.name != "write")
+
+    def small_job(opened: object, files: object) -> Callable[[int], int]:
+        def run(instance: int) -> int:
+            clock.advance(1000 * 1.5 * stages_s - TICK_S)
+            return 1000
+
+        return run
+
+    monkeypatch.setattr(stage_costs, "_small_job", small_job)
+    found = planned([bundle], scores=scores, truth=tables.truth_path, clock=clock, round_s=TICK_S)
+    assert (plain.overhead, found.overhead) == (1.0, pytest.approx(1.5))
+    assert plain.spread == found.spread == 0.03
+    once_s = sum(stage.core_s for stage in found.stages if stage.per == "job")
+    rows_s = sum(stage.job_core_s for stage in found.stages) - once_s
+    assert found.plan.time.expected_s == pytest.approx(once_s + 1.5 * rows_s)
+
+
+def test_what_the_machine_does_to_all_is_nobodys_own() -> None:
+    """Rounds in which everything takes twice as long widen the job's interval, not that of a stage."""
+    slow = np.array([1.0, 2.0, 1.0, 2.0])
+    measured = {"a": 0.1 * slow, "b": 0.3 * slow * np.array([1.0, 1.0, 1.1, 1.1])}
+    costs, spread = stage_costs._costs(measured, alone=list(0.4 * slow), together=list(0.5 * slow))
+    assert costs["a"].core_s == pytest.approx(0.15)
+    assert costs["a"].spread == 0.02
+    assert costs["b"].spread == pytest.approx(np.log([1, 1, 1.1, 1.1]).std(ddof=1) / 2)
+    assert spread == pytest.approx(np.log(slow).std(ddof=1))
 
 
 def test_features_that_share_an_fft(make: Any, tables: Tables, tmp_path: Path) -> None:
@@ -325,39 +363,52 @@ def test_another_machine_is_an_estimate(make: Any, tables: Tables) -> None:
 def test_a_cascade_that_is_written_is_what_was_offered(
     make: Any, rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    """Arrays whose first values the cheap member reads roughly and the others well."""
-    n = 400
-    truth = rng.random((n, 2)) < 0.3
-    x = np.stack([truth + rng.normal(0, 0.35, truth.shape), truth + rng.normal(0, 0.02, truth.shape)], axis=1)
-    np.save(tmp_path / "one.npy", x[0].reshape(4))
-    cheap = make("cheap", ArrayInput(shape=(4,)), settings=Settings(batch_size=256))
-    # The outputs of a scripted member are its first inputs, so those of the good one come from a table.
-    good = make("good", ArrayInput(shape=(4,)), scale=2.0, settings=Settings(batch_size=1))
-    for name, scores in (("cheap", x[:, 0]), ("good", x[:, 1]), ("truth", 1.0 * truth)):
-        lines = [f"{k}.npy,{a:.6f},{b:.6f}" for k, (a, b) in enumerate(scores)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["path,a,b", *lines]))
+    """A cheap member that is sure of most windows, and a slow one that is always right."""
+    tables = Tables(tmp_path, rng, rows=400)
+    truth = tables.truth
+    roughly = tables.write("roughly", truth + rng.normal(0, 0.3, truth.shape))
+    well = tables.write("well", truth + rng.normal(0, 0.02, truth.shape))
+    bundles = [make("rough", settings=Settings(batch_size=128)), make("good", scale=2.0)]
+    write_wav(tmp_path / "one.wav", rng.uniform(0.05, 0.9, 5 * RATE_HZ), rate_hz=RATE_HZ)
     found = planned(
-        [cheap, good],
-        scores=[tmp_path / "cheap.csv", tmp_path / "good.csv"],
-        truth=tmp_path / "truth.csv",
-        workload=tmp_path / "one.npy",
+        bundles,
+        scores=[roughly, well],
+        truth=tables.truth_path,
+        workload="200x10m",
         max_drop=0.05,
         cascade=True,
         output=tmp_path / "e.alula",
     )
     offer = found.plan.cascade
     assert offer is not None
-    assert offer.judged.cascade.cheap == "cheap"
+    assert offer.judged.cascade.cheap == "rough"
+    assert offer.time.expected_s < 0.8 * found.plan.time.expected_s
     assert any("the ensemble is the cascade" in note for note in found.notes)
     manifest = read_ensemble(tmp_path / "e.alula")
-    assert manifest.cascade is not None
-    assert (manifest.cascade.member, manifest.cascade.lower) == ("cheap", offer.judged.cascade.lower)
-    weights = dict(zip(("cheap", "good"), manifest.blend.weights or (), strict=True))  # type: ignore[union-attr]
-    assert weights == {"cheap": 0.0, **offer.counts}
-    assert manifest.ladder[0].members == ("cheap", "good")
+    cascade = manifest.cascade
+    assert cascade is not None
+    assert (cascade.member, cascade.lower, cascade.upper) == (
+        "rough",
+        offer.judged.cascade.lower,
+        offer.judged.cascade.upper,
+    )
+    assert isinstance(manifest.blend, Mean)
+    counts = {"rough": 0, **offer.counts}
+    assert manifest.blend.weights == (counts["rough"], counts["good"])
+    assert [rung.members for rung in manifest.ladder] == [("rough", "good"), ("rough",)]
     with load(tmp_path / "e.alula", threads=1) as ensemble:
-        (result,) = ensemble.map([tmp_path / "one.npy"])
-        assert result.scores is not None
+        (result,) = ensemble.map([tmp_path / "one.wav"])
+    assert result.scores is not None
+    assert len(result.scores) == 5
+    none = planned(
+        bundles,
+        scores=[well, well],
+        truth=tables.truth_path,
+        cascade=True,
+        output=tmp_path / "e.alula",
+        replace=True,
+    )
+    assert any("no cascade is better" in note for note in none.notes)
 
 
 def test_many_rows_are_judged_by_some_of_their_recordings(
@@ -430,6 +481,9 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         (UsageError, "no folder that exists", {"scores": [m, n], "truth": truth, "workload": "absent"}),
         (UsageError, "knows no truth", {"scores": [m, n], "truth": truth, "metric": "agreement"}),
         (UsageError, "--cpus is 0", {"scores": [m, n], "truth": truth, "cpus": 0}),
+        (UsageError, "The margin is 1", {"scores": [m, n], "truth": truth, "margin": 1.0}),
+        (UsageError, "give -o as well", {"scores": [m, n], "truth": truth, "cascade": True}),
+        (UsageError, "not a regular file", {"scores": [m, n], "truth": truth, "save": tmp_path}),
         (UsageError, "exists already", {"scores": [m, n], "truth": truth, "output": bundles[0]}),
     ]
     for error, match, options in cases:

@@ -10,6 +10,7 @@ import pytest
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_measurements
+from alula.core import Accepted
 from alula.errors import BundleError, ModelError, UsageError
 from alula.tuning import comparison
 from alula.workflows import bench, optimize, write_report
@@ -18,8 +19,9 @@ from alula.workflows import bench, optimize, write_report
 def test_the_page_of_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> None:
     page = write_report(optimized.bundle.path, tmp_path / "page.html")
     text = page.read_text(encoding="utf-8")
-    for recipe in {outcome.candidate.recipe.name for outcome in optimized.outcomes}:
-        assert recipe in text
+    for outcome in optimized.outcomes:
+        recipe = outcome.candidate.recipe if isinstance(outcome, Accepted) else outcome.recipe
+        assert recipe.name in text
     assert "last comparison" in text
     assert page.name == "page.html"
 

@@ -1,0 +1,182 @@
+"""What the field of a real search knows of recipes, and how long it waits for a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import pytest
+
+from alula.accuracy import metric_named
+from alula.core import (
+    Accepted,
+    Accuracy,
+    Candidate,
+    Failed,
+    Outcome,
+    Recipe,
+    Rejected,
+    Settings,
+    Signature,
+    TensorSpec,
+    Throughput,
+)
+from alula.errors import EngineError
+from alula.measure.fake import ScriptedClock
+from alula.tuning.field import ProcessField, Reference
+from alula.tuning.limits import StepLimit
+from alula.tuning.messages import Loaded, LoadRequest, Measured, MeasureRequest
+from alula.tuning.process import ChildError
+
+PLAIN = Recipe("openvino", "int8", "nncf")
+FULL_BIAS = Recipe("openvino", "int8", "nncf", "full-bias")
+EAGER = Recipe("torch", "fp32")
+SETTINGS = Settings(batch_size=8)
+PER_S = 100.0
+
+
+class StandIn:
+    """A child process of which some settings hang."""
+
+    reproduce = "again"
+
+    def __init__(self, limits: list[float], hanging: set[int]) -> None:
+        self.alive, self.limits, self.hanging, self.batch_size = True, limits, hanging, 0
+
+    def ask(self, request: object, expected: type, *, timeout_s: float) -> Any:
+        if isinstance(request, LoadRequest):
+            self.batch_size = request.settings.batch_size
+            return Loaded(seconds=1.0)
+        assert isinstance(request, MeasureRequest)
+        self.limits.append(timeout_s)
+        if self.batch_size in self.hanging:
+            self.alive = False
+            raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
+        call_s = self.batch_size / PER_S
+        return Measured(samples=self.batch_size, wall_s=call_s, calls_s=(call_s,), cpu_s=call_s)
+
+    def close(self) -> None:
+        self.alive = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Place:
+    """A workshop in which everything was made."""
+
+    signature = Signature((TensorSpec("x", "float32", ("b", 4)),), (TensorSpec("y", "float32", ("b", 2)),))
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.limits: list[float] = []
+        self.hanging: set[int] = set()
+
+    def artifact(self, recipe: Recipe) -> Path:
+        return self.folder
+
+    def child(self, name: str) -> StandIn:
+        return StandIn(self.limits, self.hanging)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def field_in(place: Place, *earlier: Outcome, record: list[Outcome] | None = None) -> ProcessField:
+    np.save(place.folder / "scores.npy", np.zeros((4, 2), np.float32))
+    clock = ScriptedClock()
+    return ProcessField(
+        cast(Any, place),
+        reference=Reference(
+            candidate=Candidate(EAGER, SETTINGS),
+            per_s=PER_S,
+            loading_s=1.0,
+            n=4,
+            scores=str(place.folder / "scores.npy"),
+            golden=(),
+            golden_outputs=(),
+        ),
+        validation=("x.npy",),
+        targets=None,
+        metric=metric_named("agreement"),
+        max_drop=0.01,
+        threads=1,
+        scenario="offline",
+        latency_limit_s=None,
+        seed=0,
+        limit=StepLimit(clock, longest_s=600.0),
+        record=(record if record is not None else []).append,
+        earlier=earlier,
+        report=lambda text: None,
+        clock=clock,
+    )
+
+
+def looked_at(recipe: Recipe, relative: float) -> Accepted:
+    accuracy = Accuracy(
+        metric="agreement",
+        n=4,
+        baseline=1.0,
+        chosen=1.0,
+        drop=0.0,
+        drop_low=0.0,
+        drop_high=0.0,
+        limit=0.01,
+    )
+    speed = Throughput(per_s=100 * relative, rounds_per_s=(100 * relative,))
+    return Accepted(
+        candidate=Candidate(recipe, SETTINGS), accuracy=accuracy, throughput=speed, relative=relative
+    )
+
+
+def test_a_round_may_take_far_longer_than_it_should_but_not_as_long_as_a_step(place: Place) -> None:
+    with field_in(place) as field:
+        field.measure(Candidate(PLAIN, SETTINGS), 0.4)
+        field.measure(Candidate(PLAIN, Settings(batch_size=800)), 0.4)
+    quick_s, slow_s = place.limits
+    assert 30 <= quick_s < 100
+    # 800 samples take 8 s, and a round of them is three such calls at least.
+    assert 10 * 24 < slow_s < 600
+
+
+def test_after_two_settings_that_hang_no_new_ones_are_tried(place: Place) -> None:
+    recorded: list[Outcome] = []
+    place.hanging = {1, 2}
+    with field_in(place, looked_at(PLAIN, 3.0), record=recorded) as field:
+        for size in (1, 2, 4):
+            with pytest.raises(EngineError):
+                field.measure(Candidate(PLAIN, Settings(batch_size=size)), 0.4)
+        assert len(place.limits) == 2
+        # What is known to run, runs; and so does another recipe.
+        assert field.measure(Candidate(PLAIN, SETTINGS), 0.4).per_s == pytest.approx(PER_S)
+        assert field.measure(Candidate(EAGER, Settings(batch_size=4)), 0.4).per_s == pytest.approx(PER_S)
+    last = recorded[-1]
+    assert isinstance(last, Failed)
+    assert last.settings == Settings(batch_size=4)
+    assert last.error == "Not tried: 2 other settings of it hung."
+
+
+def test_a_recipe_is_outdone_by_what_an_earlier_search_knew(place: Place) -> None:
+    wrong = Rejected(recipe=PLAIN, reason="not accurate enough")
+    left = Rejected(recipe=FULL_BIAS, reason="it would be as fast as openvino/int8-nncf", tried=False)
+    with field_in(place, looked_at(PLAIN, 3.0), left) as field:
+        assert field.outdone(FULL_BIAS, best=3.0) is not None
+        assert field.outdone(EAGER, best=3.0) is None
+    with field_in(place, looked_at(PLAIN, 3.0), wrong, left) as field:
+        assert field.outdone(FULL_BIAS, best=2.0) is None
+        assert field.outdone(FULL_BIAS, best=6.0) is not None
+
+
+def test_the_reason_of_a_recipe_that_is_not_tried_is_recorded(place: Place) -> None:
+    recorded: list[Outcome] = []
+    with field_in(place, record=recorded) as field:
+        field.skip(FULL_BIAS, "it would be as fast as another")
+    assert recorded == [
+        Rejected(recipe=FULL_BIAS, reason="it would be as fast as another", tried=False, seconds=0.0)
+    ]
