@@ -60,7 +60,7 @@ ENSEMBLES: dict[str, tuple[str, tuple[str, ...] | None]] = {
 
 USUAL_WORKERS = 4
 USUAL_BATCH = 24
-STAGE_REPEATS = 2
+STAGE_REPEATS = 1
 FULL_JOB = (200, 4)
 """Recordings of ten minutes and vCPUs of the job that is extrapolated to."""
 
@@ -586,7 +586,9 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
         contenders |= {way: contender(EnsembleWay, bundle) for way, bundle in ensembles.items()}
         output.say(f"{name}: comparing scores")
         checked = files[: options.stage_recordings]
-        scores = {way: one.pool.submit(_scores_here, checked).result() for way, one in contenders.items()}
+        # All at once: nothing is timed yet, and loading takes a while.
+        asked = {way: one.pool.submit(_scores_here, checked) for way, one in contenders.items()}
+        scores = {way: future.result() for way, future in asked.items()}
         notes = []
         for way in ensembles:
             difference, cosine, same = compared(scores[USUAL], scores[way])
@@ -615,7 +617,8 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
         own_s = sum(sum(one.cpu_s) for one in contenders.values())
         wall_s = time.monotonic() - started
         notes += describe_disturbance(before, take_snapshot(), own_cpu_s=own_s, wall_s=wall_s)
-        output.say(f"{name}: stages alone")
+        walls = ", ".join(f"{way} {statistics.median(one.wall_s):.1f} s" for way, one in contenders.items())
+        output.say(f"{name}: {walls}; stages alone")
         stages = {way: one.pool.submit(_stages_here, checked).result() for way, one in contenders.items()}
         return section(name, contenders, rounds, stages, notes, options=options)
 
