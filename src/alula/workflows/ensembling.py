@@ -93,7 +93,7 @@ def make_ensemble(
     verdicts = {} if verdicts is None else verdicts
     given = [_given(Path(bundle)) for bundle in bundles]
     manifests = [one.manifest for one in given]
-    names = _names([Path(bundle) for bundle in bundles])
+    names = member_names([Path(bundle) for bundle in bundles])
     for name in post.view:
         if name not in names:
             raise UsageError(
@@ -154,7 +154,8 @@ def _given(folder: Path) -> _Given:
     return _Given(folder, manifest)
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def member_names(folders: Sequence[Path]) -> list[str]:
+    """Return what the members of an ensemble of some bundles are called, in their order."""
     names: list[str] = []
     for folder in folders:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", folder.absolute().name.removesuffix(".alula")).lstrip("._-")

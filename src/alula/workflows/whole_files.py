@@ -34,7 +34,7 @@ from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow
 from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing
 from alula.sources import load_model, parse_source
-from alula.workflows.ensembling import Ensemble, load, make_ensemble
+from alula.workflows.ensembling import Ensemble, load, make_ensemble, member_names
 from alula.workflows.optimization import Report, optimize
 from alula.workflows.running import load_bundle
 
@@ -139,31 +139,35 @@ def optimize_whole_files(
     with closing(_session(window_file, budget_threads)) as by_window:
         comparison = _Comparison(samples, parts.validation, features, by_window=_only_output(by_window))
     report("comparing stretches with windows")
-    with closing(_session(stretch_file, budget_threads)) as by_stretch:
-        in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
-        _refuse(in_fp32, "over stretches, in FP32")
-    optimize(
-        str(stretch_file),
-        data,
-        output=member_path,
-        input=stretch,
-        labels=labels,
-        metric="cosine",
-        max_drop=max_drop,
-        budget=budget,
-        engines=engines,
-        precisions=precisions,
-        threads=threads,
-        activation=activation,
-        seed=seed,
-        replace=True,
-        report=report,
-        on_outcome=on_outcome,
-    ).close()
-    report("comparing the bundle with windows")
-    with load_bundle(member_path, threads=threads) as bundle:
-        accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
-        _refuse(accuracy, f"over stretches, as {bundle.recipe}")
+    try:
+        with closing(_session(stretch_file, budget_threads)) as by_stretch:
+            in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
+            _refuse(in_fp32, "over stretches, in FP32")
+        optimize(
+            str(stretch_file),
+            data,
+            output=member_path,
+            input=stretch,
+            labels=labels,
+            metric="cosine",
+            max_drop=max_drop,
+            budget=budget,
+            engines=engines,
+            precisions=precisions,
+            threads=threads,
+            activation=activation,
+            seed=seed,
+            replace=True,
+            report=report,
+            on_outcome=on_outcome,
+        ).close()
+        report("comparing the bundle with windows")
+        with load_bundle(member_path, threads=threads) as bundle:
+            accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
+            _refuse(accuracy, f"over stretches, as {bundle.recipe}")
+    except AccuracyError:
+        shutil.rmtree(folder)  # the same call would end in the same way
+        raise
     _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
     shutil.rmtree(folder)
     loaded = load(target, threads=threads)
@@ -180,7 +184,7 @@ def _write(
     *,
     replace: bool,
 ) -> None:
-    name = target.name.removesuffix(".alula")
+    (name,) = member_names([member])
     verdict = WholeFileVerdict(
         accuracy=accuracy, gated=written.part.gated, computed_share=written.computed_share
     )

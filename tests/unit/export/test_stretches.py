@@ -13,7 +13,6 @@ import torch
 from calibration import settled
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import nn
 
 from alula.errors import ModelError
 from alula.export import export_module, write_stretch_model
@@ -164,17 +163,11 @@ def test_a_stretch_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
         write_stretch_model(model, tmp_path / "l.onnx", axis=3, windows=2, hop_frames=16, frames=24)
 
 
-def exported(name: str, sounds: np.ndarray, folder: Path) -> nn.Module:
-    """Return a network of timm whose export lies in a folder."""
-    torch.manual_seed(0)
-    module = settled(timm.create_model(name, pretrained=False, in_chans=1, num_classes=20), sounds)
-    export_module(module, [sounds[:2]], target="onnx", folder=folder)
-    return module
-
-
 def test_one_window_of_a_real_network_is_the_network(tmp_path: Path) -> None:
     sounds = smooth(np.random.default_rng(3), (8, 1, 64, 192))
-    module = exported("mobilenetv3_small_050", sounds, tmp_path)
+    torch.manual_seed(0)
+    module = settled(timm.create_model("lcnet_035", pretrained=False, in_chans=1, num_classes=20), sounds)
+    export_module(module, [sounds[:2]], target="onnx", folder=tmp_path)
     stretch = write_stretch_model(
         tmp_path / "model.onnx", tmp_path / "long.onnx", axis=3, windows=1, hop_frames=96.0, frames=192
     )
@@ -182,23 +175,8 @@ def test_one_window_of_a_real_network_is_the_network(tmp_path: Path) -> None:
     assert stretch.computed_share == 1.0
     with torch.no_grad():
         expected = module(torch.from_numpy(sounds)).numpy()
-    # Float32 through some fifty layers.
+    # Float32 through some thirty layers.
     np.testing.assert_allclose(by_onnxruntime(tmp_path / "long.onnx", sounds)[:, 0], expected, atol=1e-3)
-
-
-def test_windows_of_a_real_network_are_at_their_places(tmp_path: Path) -> None:
-    """Padding changes scores; each window's are still nearest to its own."""
-    module = exported("resnet10t", smooth(np.random.default_rng(3), (8, 1, 64, 192)), tmp_path)
-    write_stretch_model(
-        tmp_path / "model.onnx", tmp_path / "long.onnx", axis=3, windows=4, hop_frames=96.0, frames=480
-    )
-    x = smooth(np.random.default_rng(4), (1, 1, 64, 480))
-    together = by_onnxruntime(tmp_path / "long.onnx", x)[0]
-    with torch.no_grad():
-        alone = module(torch.from_numpy(np.concatenate([x[..., 96 * k : 96 * k + 192] for k in range(4)])))
-    ours, theirs = (one - alone.numpy().mean(axis=0) for one in (together, alone.numpy()))
-    lengths = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)
-    assert (ours @ theirs.T / lengths).argmax(axis=1).tolist() == [0, 1, 2, 3]
 
 
 def by_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
