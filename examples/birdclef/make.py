@@ -24,6 +24,10 @@ WINDOWS = 12
 """Of a stretch that is run at once: a minute of rows of five seconds."""
 
 
+MAX_DROP = 0.03
+"""Of the cosine. With random weights rounding adds up more than in networks that were trained."""
+
+
 def make_pipeline(
     letter: str,
     clips: Path,
@@ -35,6 +39,7 @@ def make_pipeline(
     engines: tuple[str, ...] | None = None,
     only: tuple[str, ...] | None = None,
     whole_files: Path | None = None,
+    max_drop: float = MAX_DROP,
 ) -> Path:
     """Write an ensemble, and return its path.
 
@@ -49,6 +54,7 @@ def make_pipeline(
         only: names of members; None for all.
         whole_files: folder of recordings of minutes, to run networks with context over long stretches where
             that keeps their scores; None for window by window.
+        max_drop: of the cosine with the network itself.
     """
     from alula.errors import AccuracyError
     from alula.postprocess import PostProcessing, read_postprocessing
@@ -78,6 +84,7 @@ def make_pipeline(
                     windows=WINDOWS,
                     keep_s=view.keep_s,
                     metric="cosine",
+                    max_drop=max_drop,
                     activation=member.activation,
                     labels=labels,
                     output=bundle,
@@ -96,6 +103,7 @@ def make_pipeline(
                 input=HERE / member.input,
                 # Several species may sound at once, so the highest score alone is not the result.
                 metric="cosine",
+                max_drop=max_drop,
                 activation=member.activation,
                 labels=labels,
                 output=bundle,
@@ -129,6 +137,9 @@ def main() -> None:
     parser.add_argument("--engines", type=names, help="that are tried, comma-separated (default all)")
     parser.add_argument("--precisions", type=names, help="of fp32,bf16,int8 (default all)")
     parser.add_argument(
+        "--max-drop", type=float, default=MAX_DROP, help=f"of the cosine (default {MAX_DROP:g})"
+    )
+    parser.add_argument(
         "--whole-files",
         type=Path,
         metavar="RECORDINGS",
@@ -146,6 +157,7 @@ def main() -> None:
         engines=options.engines,
         only=options.only,
         whole_files=options.whole_files,
+        max_drop=options.max_drop,
     )
 
 

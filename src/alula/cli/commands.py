@@ -296,13 +296,7 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
 @click.option("--keep", type=float, help="Central seconds of a window that its row is about; default all.")
 @click.option("--weights", type=FOLDER, help="State dict: .safetensors, .pth, .pt or .th.")
 @click.option("--labels", help="Class names in the model's order: a,b,c or a file with one per line.")
-@click.option(
-    "--metric",
-    type=click.Choice(["agreement", "cosine"]),
-    default="agreement",
-    show_default=True,
-    help="Between what comes out and the model window by window.",
-)
+@click.option("--metric", help="As for `optimize`, against the model window by window; also `cosine`.")
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
 @click.option("--budget", default="10m", show_default=True, help="Time for the search.")
 @click.option("--engines", help="Only these engines, comma-separated.")

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.accuracy import Metric, accept, compare, metric_named
+from alula.accuracy import Metric, accept, compare, default_metric, metric_named
 from alula.bundle import Activation, WholeFileVerdict
 from alula.core import ARTIFACT_FILES, Accuracy, AudioInput, Outcome, Precision, Recipe, Settings, View
 from alula.data import Item, Samples, open_audio, open_samples, split
@@ -34,7 +34,7 @@ from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow
 from alula.hardware import thread_budget
 from alula.postprocess import PostProcessing
 from alula.sources import load_model, parse_source
-from alula.workflows.ensembling import Ensemble, load, make_ensemble
+from alula.workflows.ensembling import Ensemble, load, make_ensemble, member_names
 from alula.workflows.optimization import Report, optimize
 from alula.workflows.running import load_bundle
 
@@ -60,7 +60,7 @@ def optimize_whole_files(
     keep_s: float | None = None,
     weights: str | Path | None = None,
     labels: Sequence[str] | None = None,
-    metric: str = "agreement",
+    metric: str | None = None,
     max_drop: float = 0.005,
     budget: str | float = "10m",
     engines: Sequence[str] | None = None,
@@ -84,7 +84,8 @@ def optimize_whole_files(
         keep_s: see `alula.core.View`; None for whole windows.
         weights: as for `optimize`.
         labels: likewise.
-        metric: `agreement` or `cosine`, between what comes out and the network in FP32, window by window.
+        metric: as for `optimize`, between what comes out and the network in FP32, window by window; what a
+            recording is labelled with counts for each of its windows. `cosine` where it needs no labels.
         max_drop: the largest drop of it allowed.
         budget: of the search, as for `optimize`.
         engines: only these.
@@ -110,18 +111,12 @@ def optimize_whole_files(
     if target.exists() and not replace:
         raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
     description = _checked_description(input)
-    chosen = metric_named(metric)
-    if chosen.needs_labels:
-        raise UsageError(
-            f"Metric `{chosen.name}` needs a label for every window; expected `agreement` or `cosine`, which "
-            "compare with the network window by window."
-        )
     stretch = _stretch_of(description, windows)
     demands = (Demand(description, keep_s), Demand(stretch, keep_s, windows))
     features = SharedAudioFeatures(demands)
     samples = open_samples(data, labels=labels)
+    chosen = metric_named(metric or default_metric(samples.targets))
     parts = split(samples, calibration=300, max_validation=10_000, seed=seed)
-    judged = [samples.items[index] for index in parts.validation]
     # Beside the output, because an interrupted search is continued where the model lies as it did.
     folder = target.with_name(f"{target.name}.stretches")
     for name in ("window", "stretch"):
@@ -142,33 +137,37 @@ def optimize_whole_files(
     member_path = folder / target.name
     report("running the network window by window")
     with closing(_session(window_file, budget_threads)) as by_window:
-        comparison = _Comparison(judged, features, by_window=_only_output(by_window))
+        comparison = _Comparison(samples, parts.validation, features, by_window=_only_output(by_window))
     report("comparing stretches with windows")
-    with closing(_session(stretch_file, budget_threads)) as by_stretch:
-        in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
-        _refuse(in_fp32, "over stretches, in FP32")
-    optimize(
-        str(stretch_file),
-        data,
-        output=member_path,
-        input=stretch,
-        labels=labels,
-        metric="cosine",
-        max_drop=max_drop,
-        budget=budget,
-        engines=engines,
-        precisions=precisions,
-        threads=threads,
-        activation=activation,
-        seed=seed,
-        replace=True,
-        report=report,
-        on_outcome=on_outcome,
-    ).close()
-    report("comparing the bundle with windows")
-    with load_bundle(member_path, threads=threads) as bundle:
-        accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
-        _refuse(accuracy, f"over stretches, as {bundle.recipe}")
+    try:
+        with closing(_session(stretch_file, budget_threads)) as by_stretch:
+            in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
+            _refuse(in_fp32, "over stretches, in FP32")
+        optimize(
+            str(stretch_file),
+            data,
+            output=member_path,
+            input=stretch,
+            labels=labels,
+            metric="cosine",
+            max_drop=max_drop,
+            budget=budget,
+            engines=engines,
+            precisions=precisions,
+            threads=threads,
+            activation=activation,
+            seed=seed,
+            replace=True,
+            report=report,
+            on_outcome=on_outcome,
+        ).close()
+        report("comparing the bundle with windows")
+        with load_bundle(member_path, threads=threads) as bundle:
+            accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
+            _refuse(accuracy, f"over stretches, as {bundle.recipe}")
+    except AccuracyError:
+        shutil.rmtree(folder)  # the same call would end in the same way
+        raise
     _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
     shutil.rmtree(folder)
     loaded = load(target, threads=threads)
@@ -185,7 +184,7 @@ def _write(
     *,
     replace: bool,
 ) -> None:
-    name = target.name.removesuffix(".alula")
+    (name,) = member_names([member])
     verdict = WholeFileVerdict(
         accuracy=accuracy, gated=written.part.gated, computed_share=written.computed_share
     )
@@ -262,18 +261,29 @@ def _only_output(session: Session) -> Scores:
 
 
 class _Comparison:
-    """The first recordings of some, up to a number of windows, and the scores of these window by window."""
+    """The first of some recordings, up to a number of windows, and the scores of these window by window."""
 
-    def __init__(self, items: Sequence[Item], features: SharedAudioFeatures, *, by_window: Scores) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        indices: Sequence[int],
+        features: SharedAudioFeatures,
+        *,
+        by_window: Scores,
+    ) -> None:
         self._items: list[Item] = []
         self._features = features
         baseline: list[NDArray[Any]] = []
-        for item in items:
-            if sum(map(len, baseline)) >= _MOST_ROWS:
+        owners: list[int] = []  # the recording of each window
+        for index in indices:
+            if len(owners) >= _MOST_ROWS:
                 break
-            self._items.append(item)
-            baseline += [by_window(row.arrays[0][: row.rows]) for row in self._rows(item)]
+            self._items.append(samples.items[index])
+            for row in self._rows(samples.items[index]):
+                baseline.append(by_window(row.arrays[0][: row.rows]))
+                owners += [index] * row.rows
         self._baseline = np.concatenate(baseline)
+        self._targets = None if samples.targets is None else samples.targets[owners]
 
     def of(self, by_stretch: Scores, *, metric: Metric, max_drop: float) -> Accuracy:
         """Return the comparison with the scores of stretches."""
@@ -282,7 +292,7 @@ class _Comparison:
         ]
         return compare(
             metric,
-            targets=None,
+            targets=self._targets,
             baseline=self._baseline,
             candidate=np.concatenate(candidate),
             max_drop=max_drop,

@@ -222,7 +222,7 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
     [
         (1.0, (), "do not overlap"),
         (0.5, ("--windows", "1"), "expected at least 2"),
-        (0.5, ("--metric", "top1"), "'top1' is not one of"),
+        (0.5, ("--metric", "top2"), "Did you mean `top1`"),
         (0.5, ("--keep", "2"), "`keep_s` got 2"),
         (0.5, ("--data", "absent"), "absent does not exist"),
     ],

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import timm
+import torch
+from calibration import settled
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from alula.errors import ModelError
-from alula.export import write_stretch_model
+from alula.export import export_module, write_stretch_model
+from alula.libraries import import_onnxruntime
 
 FRAMES = 32
 
@@ -157,3 +161,31 @@ def test_a_stretch_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     model = write(tmp_path / "model.onnx", nodes(pad=0), weights())
     with pytest.raises(ModelError, match="gives 7 columns; expected the 11"):
         write_stretch_model(model, tmp_path / "l.onnx", axis=3, windows=2, hop_frames=16, frames=24)
+
+
+def test_one_window_of_a_real_network_is_the_network(tmp_path: Path) -> None:
+    sounds = smooth(np.random.default_rng(3), (8, 1, 64, 192))
+    torch.manual_seed(0)
+    module = settled(timm.create_model("lcnet_035", pretrained=False, in_chans=1, num_classes=20), sounds)
+    export_module(module, [sounds[:2]], target="onnx", folder=tmp_path)
+    stretch = write_stretch_model(
+        tmp_path / "model.onnx", tmp_path / "long.onnx", axis=3, windows=1, hop_frames=96.0, frames=192
+    )
+    assert stretch.part.gated
+    assert stretch.computed_share == 1.0
+    with torch.no_grad():
+        expected = module(torch.from_numpy(sounds)).numpy()
+    # Float32 through some thirty layers.
+    np.testing.assert_allclose(by_onnxruntime(tmp_path / "long.onnx", sounds)[:, 0], expected, atol=1e-3)
+
+
+def by_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
+    session = import_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
+
+
+def smooth(chance: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return noise whose neighbours are alike, of about unit variance."""
+    coarse = chance.standard_normal((*shape[:2], shape[2] // 16, shape[3] // 16))
+    patches = coarse.repeat(16, axis=2).repeat(16, axis=3)
+    return ((patches + chance.standard_normal(shape)) / 2.0**0.5).astype(np.float32)
