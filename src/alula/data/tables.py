@@ -39,6 +39,16 @@ class RowKey(NamedTuple):
     start_s: float | None = None
     end_s: float | None = None
 
+    def rounded(self) -> RowKey:
+        """Return the key with times in whole milliseconds, however they were summed.
+
+        >>> RowKey("a.ogg", 0.1 + 0.2, 0.6).rounded()
+        RowKey(path='a.ogg', start_s=0.3, end_s=0.6)
+        """
+        start_s = None if self.start_s is None else round(self.start_s, _TIME_DIGITS)
+        end_s = None if self.end_s is None else round(self.end_s, _TIME_DIGITS)
+        return RowKey(self.path, start_s, end_s)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreTable:
@@ -88,7 +98,7 @@ def read_scores(
     apart = columns.get(told_apart_by or "", ("",) * len(keys))
     seen: set[tuple[RowKey, str]] = set()
     for key, other in zip(keys, apart, strict=True):
-        rounded = (_rounded(key), other)
+        rounded = (key.rounded(), other)
         if rounded in seen:
             raise DataError(path, f"Two rows are about {_words(key)}. Expected each once.")
         seen.add(rounded)
@@ -122,8 +132,8 @@ def places_of(
     >>> places_of([row_id], [path], source="scores.csv", reference="truth.csv").tolist()
     [0]
     """
-    exact = {_rounded(key): place for place, key in enumerate(found)}
-    places = [exact.get(_rounded(key)) for key in wanted]
+    exact = {key.rounded(): place for place, key in enumerate(found)}
+    places = [exact.get(key.rounded()) for key in wanted]
     if None in places:
         short: dict[RowKey, int] = {}
         for place, key in enumerate(found):
@@ -271,16 +281,10 @@ def _seconds(path: Path, text: str) -> float | None:
     return value
 
 
-def _rounded(key: RowKey) -> RowKey:
-    start_s = None if key.start_s is None else round(key.start_s, _TIME_DIGITS)
-    end_s = None if key.end_s is None else round(key.end_s, _TIME_DIGITS)
-    return RowKey(key.path, start_s, end_s)
-
-
 def _short_key(key: RowKey) -> RowKey:
     # A row id has no suffix to take off, and its stem may hold dots.
     stem = key.path if key.start_s is None and key.end_s is not None else PurePath(key.path).stem
-    return _rounded(RowKey(stem, None, key.end_s))
+    return RowKey(stem, None, key.end_s).rounded()
 
 
 def _words(key: RowKey) -> str:

@@ -286,7 +286,9 @@ def duration(
     total_s = sum(work_s.values())
     serial = [name for name in work_s if sheet.stages[name].serial]
     serial_s = sum(work_s[name] for name in serial)
-    longest_s = sum(loads[name] * workload.longest_rows * sheet.stages[name].cost.core_s for name in serial)
+    longest_s = sum(
+        loads.get(name, 0.0) * workload.longest_rows * sheet.stages[name].cost.core_s for name in serial
+    )
     busy_s = (total_s - serial_s) * sheet.overhead / machine.cpus
     busy_s += max(serial_s * sheet.overhead / machine.cpus, longest_s)
     expected_s = (busy_s + sum(once_s.values())) / machine.speed

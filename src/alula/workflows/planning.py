@@ -235,7 +235,7 @@ def plan(
             opened,
             inputs,
             row_s=grid.row_s,
-            windows_per_row=grid.overlaps[0].windows_per_row,
+            windows_per_row=grid.own_windows_per_row,
             labels=opened.lineup.blender.alignment.labels,
             scratch=Path(scratch),
             rounds=rounds,
@@ -510,12 +510,13 @@ def _cascade_ladder(
     offer: CascadeOffer, validation: Validation, called: Mapping[str, str]
 ) -> tuple[DeclaredRung, ...]:
     """Return the cascade and its first member alone, if that is worse."""
-    cheap = offer.judged.cascade.cheap
-    alone = validation.score(offer.overlap, {cheap: 1})
-    whole = DeclaredRung(members=tuple(called.values()), score=offer.judged.score)
-    if alone >= whole.score:
-        return (whole,)
-    return whole, DeclaredRung(members=(called[cheap],), score=alone)
+    cascade = offer.judged.cascade
+    first = validation.blended(offer.overlap, {cascade.cheap: 1})
+    full = validation.blended(offer.overlap, offer.counts)
+    mixed = np.where(cascade.uncertain(first)[:, None], full, first)
+    whole = DeclaredRung(members=tuple(called.values()), score=validation.judged(mixed))
+    alone = DeclaredRung(members=(called[cascade.cheap],), score=validation.judged(first))
+    return (whole, alone) if alone.score < whole.score else (whole,)
 
 
 def _prior(validation: Validation, overlap: str, counts: Mapping[str, int]) -> list[float]:

@@ -20,7 +20,7 @@ from alula.engines import Arrays
 from alula.ensemble import Alignment, Blender, Placement
 from alula.errors import AlulaError, DataError, UsageError
 from alula.features import ArrayFeatures, make_features
-from alula.pipeline import run_job
+from alula.pipeline import Progress, run_job
 from alula.planning import Overlap, Validation
 from alula.postprocess import PostProcessing, Track, apply_steps
 from alula.workflows.opened_members import OpenedMembers
@@ -35,6 +35,7 @@ Report: TypeAlias = Callable[[str], None]
 
 # A score of exactly 0 or 1 has no logit.
 _LEAST_SCORE = 1e-7
+_SAY_EVERY_S = 10.0
 _MEMBER = "member"
 _LABEL = "label"
 
@@ -52,6 +53,13 @@ class RowGrid:
     row_s: float | None
     overlaps: tuple[Overlap, ...]
     every_s: dict[str, float | None]
+
+    @property
+    def own_windows_per_row(self) -> float:
+        """Windows per row where they lie as the bundles say."""
+        first = self.overlaps[0]
+        # Denser ones divide a row that is one window of the bundles' own.
+        return first.windows_per_row if self.every_s[first.name] is None else 1.0
 
     def views(self, views: Sequence[View], overlap: str) -> tuple[View, ...]:
         """Return how members look at a recording at an overlap."""
@@ -160,7 +168,7 @@ def from_tables(
         DataError: a table cannot be used, has other classes, or other rows than the others.
         UsageError: there are more or fewer tables than bundles, or several overlaps to compare.
     """
-    if len(grid.overlaps) > 1:
+    if any(every_s is not None for every_s in grid.every_s.values()):
         raise UsageError(
             "Tables hold scores at one overlap; where overlaps are compared, expected labelled data: --data."
         )
@@ -300,7 +308,7 @@ def from_data(
     densest = grid.overlaps[-1].name
     lineup = opened.lined_up(grid.views(opened.views, densest), blend=blend, post=post, labels=labels)
     report(f"running {len(opened.names)} bundles over {samples.source}")
-    keys, joined = _joined(opened, samples, opened.reader(lineup).rows)
+    keys, joined = _joined(opened, samples, opened.reader(lineup).rows, report)
     scores = opened.by_class(joined)
     most = grid.overlaps[-1].windows_per_row
     found: dict[str, tuple[RowKey, ...]] = {}
@@ -320,7 +328,10 @@ def from_data(
 
 
 def _joined(
-    opened: OpenedMembers, samples: Samples, rows_of: Callable[[Path], Iterator[tuple[Any, Arrays]]]
+    opened: OpenedMembers,
+    samples: Samples,
+    rows_of: Callable[[Path], Iterator[tuple[Any, Arrays]]],
+    report: Report,
 ) -> tuple[tuple[RowKey, ...], Float32]:
     """Return every row of the data, and the scores of all members for it, side by side."""
     files = list(dict.fromkeys(item.path for item in samples.items if item.path is not None))
@@ -348,12 +359,21 @@ def _joined(
     def fail(task: Path | int, error: AlulaError) -> None:
         problems.append(error)
 
+    said_s = 0.0
+
+    def progress(now: Progress) -> None:
+        nonlocal said_s
+        if now.elapsed_s - said_s >= _SAY_EVERY_S:
+            said_s = now.elapsed_s
+            report(f"{now.tasks_done + now.tasks_failed} of {len(tasks)} files, {now.samples} rows")
+
     run_job(
         tasks,
         prepare=prepare,
         infer=opened.scores,
         emit=emit,
         fail=fail,
+        progress=progress,
         settings=opened.settings,
         cpu_budget=opened.threads,
         total_tasks=len(tasks),
@@ -476,18 +496,18 @@ def validation_of(
     blended = _blending(blend, activation, classes)
     steps = {overlap.name: grid.steps(post.step, overlap.name) for overlap in grid.overlaps}
     finished = {name: _finished_keys(scores.keys[name], made) for name, made in steps.items()}
-    place_of = {name: {_rounded(key): k for k, key in enumerate(keys)} for name, keys in finished.items()}
+    place_of = {name: {key.rounded(): k for k, key in enumerate(keys)} for name, keys in finished.items()}
     kept = [
         row
         for row, key in enumerate(scores.truth_keys)
-        if all(_rounded(key) in known for known in place_of.values())
+        if all(key.rounded() in known for known in place_of.values())
     ]
     if not kept:
         raise DataError(
             scores.source,
             "No row of known truth is left after the steps. Give truth for the rows that come out.",
         )
-    judged = [_rounded(scores.truth_keys[row]) for row in kept]
+    judged = [scores.truth_keys[row].rounded() for row in kept]
     places = {name: np.array([known[key] for key in judged], np.intp) for name, known in place_of.items()}
     groups = np.array([key.path for key in judged])
     if len(steps) == 1 and not any(steps.values()):
@@ -533,11 +553,3 @@ def _blending(
         return activated(Blender(weighed, everywhere).blend(arrays), activation)
 
     return blended
-
-
-def _rounded(key: RowKey) -> RowKey:
-    return RowKey(
-        key.path,
-        None if key.start_s is None else round(key.start_s, 3),
-        None if key.end_s is None else round(key.end_s, 3),
-    )
