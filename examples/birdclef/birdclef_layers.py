@@ -13,15 +13,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-ZOO = Path(__file__).resolve().parents[2] / "benchmarks" / "zoo.py"
+from alula.core import AudioInput
+from alula.features import AudioFeatures, read_description
+
+HERE = Path(__file__).resolve().parent
+ZOO = HERE.parents[1] / "benchmarks" / "zoo.py"
 
 SETTLING_BATCHES = 2
-SETTLING_BATCH = 4
-PATCH = 8
+SETTLING_BATCH = 6
 
 
 def zoo() -> ModuleType:
@@ -48,40 +52,47 @@ def backbone(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     return module
 
 
-def textured_noise(shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return a batch of noise (b, c, f, t) of unit variance, half of it by patches, half by points.
+def soundscape_windows(description: AudioInput, count: int, *, seed: int) -> torch.Tensor:
+    """Return windows of synthetic soundscapes as a description makes them, (n, c, f, t).
 
-    Spectrograms are smooth in part, and convolutions answer to that otherwise than to points.
+    Each is noise that falls with the frequency, and calls over it, from faint to loud: chirps with overtones.
     """
-    coarse = torch.randn(SETTLING_BATCH, shape[0], -(-shape[1] // PATCH), -(-shape[2] // PATCH))
-    patches = functional.interpolate(coarse, scale_factor=PATCH)[..., : shape[1], : shape[2]]
-    return (patches + torch.randn(SETTLING_BATCH, *shape)) / 2.0**0.5
+    chance = np.random.default_rng(seed)
+    samples, rate_hz = description.window_samples, description.sample_rate_hz
+    time_s = np.arange(samples) / rate_hz
+    shape = 1.0 / np.maximum(np.fft.rfftfreq(samples, 1.0 / rate_hz), 200.0)
+    waves = np.empty((count, samples), np.float32)
+    for wave in waves:
+        noise = np.fft.irfft(np.fft.rfft(chance.standard_normal(samples)) * shape, samples)
+        wave[:] = 10.0 ** chance.uniform(-3.0, -1.5) * noise / noise.std()
+        for _ in range(chance.integers(1, 8)):
+            centre_s, length_s = chance.uniform(0.0, time_s[-1]), chance.uniform(0.05, 1.0)
+            low_hz, slope_hz = chance.uniform(800.0, 6_000.0), chance.uniform(-2_000.0, 2_000.0)
+            phase = 2.0 * np.pi * (low_hz + slope_hz * (time_s - centre_s)) * (time_s - centre_s)
+            call = sum(np.sin(k * phase) / k for k in (1, 2, 3))
+            envelope = np.exp(-np.square((time_s - centre_s) / length_s))
+            wave[:] += 10.0 ** chance.uniform(-2.5, -0.3) * envelope * call
+    return torch.from_numpy(AudioFeatures(description).transform(waves))
 
 
-def settled(
-    make: Callable[[], nn.Module],
-    shape: tuple[int, int, int],
-    *,
-    mean: float,
-    std: float,
-    seed: int = 0,
-) -> nn.Module:
-    """Return a network in eval mode, its BatchNorm statistics measured on noise of a spectrogram's scale.
+def settled(make: Callable[[], nn.Module], toml: str, *, seed: int = 0) -> nn.Module:
+    """Return a network in eval mode, its BatchNorm statistics measured on synthetic soundscapes.
 
-    Without that, random weights make activations of odd size, on which INT8 is misleadingly fast or slow.
+    Without that, random weights make activations of odd size, on which INT8 is misleadingly fast or slow, and
+    with statistics of plain noise the values of deep networks grow from layer to layer on spectrograms.
 
     Args:
         make: builds the network.
-        shape: (c, f, t) of one sample.
-        mean: of the noise, as of the pipeline's spectrograms.
-        std: likewise.
-        seed: of the parts that `make` builds beside its backbone, and of the noise.
+        toml: description of its input, beside this file.
+        seed: of the parts that `make` builds beside its backbone, and of the soundscapes.
     """
+    description = read_description(HERE / toml)
+    assert isinstance(description, AudioInput)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make()
-        batches = [textured_noise(shape).mul_(std).add_(mean) for _ in range(SETTLING_BATCHES)]
-        result: nn.Module = zoo().calibrate(module, batches)
+        windows = soundscape_windows(description, SETTLING_BATCHES * SETTLING_BATCH, seed=seed)
+        result: nn.Module = zoo().calibrate(module, windows.split(SETTLING_BATCH))
     return result
 
 

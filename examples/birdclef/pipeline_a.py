@@ -11,12 +11,8 @@ from birdclef_layers import GeneralizedMean, backbone, settled
 from torch import nn
 
 CLASSES = 264
-SHAPE = (1, 128, 313)
 HIDDEN = 512
 CLIP_SHARE = 0.75
-
-# The spectrograms end with a min-max normalisation: values from 0 to 1.
-MEAN, STD = 0.5, 0.2
 
 
 class AttentionClassifier(nn.Module):
@@ -68,4 +64,4 @@ def _network(name: str, *, seed: int, **options: float) -> nn.Module:
         stages = backbone(name, seed=seed, in_chans=1, features_only=True, **options)
         return AttentionClassifier(stages, channels=stages.feature_info.channels()[-1], classes=CLASSES)
 
-    return settled(make, SHAPE, mean=MEAN, std=STD, seed=seed)
+    return settled(make, "a_mel.toml", seed=seed)

@@ -7,8 +7,6 @@ middle. Four classify five seconds (b, 1, f, t). The TOML file that belongs to e
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from birdclef_layers import Crop, GeneralizedMean, Slopes, backbone, settled
 from torch import nn
@@ -18,19 +16,6 @@ CLASSES = 264
 
 # Probabilities are kept this far from 0 and 1, so that their logits are finite: +-13.8.
 EDGE = 1e-6
-
-
-class Scale(NamedTuple):
-    """Mean and standard deviation of a network's spectrograms, roughly."""
-
-    mean: float
-    std: float
-
-
-# Soundscapes lie around -30 dB with a spread of 15 dB, before a spectrogram is divided.
-BY_80_FROM_0_TO_1 = Scale(50 / 80, 15 / 80)
-BY_80 = Scale(-30 / 80, 15 / 80)
-BY_255 = Scale(-30 / 255, 15 / 255)
 
 
 class EventDetector(nn.Module):
@@ -65,10 +50,15 @@ class EventDetector(nn.Module):
         self.shift = shift
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = torch.sigmoid(self.classes(self._frames(x)))
-        mixed = 0.5 * self._middle(scores, 0)
-        mixed = mixed + 0.25 * (self._middle(scores, -self.shift) + self._middle(scores, self.shift))
-        return _logits(mixed)
+        logits = self.classes(self._frames(x))
+        here, before, after = (self._middle(logits, shift) for shift in (0, -self.shift, self.shift))
+
+        def mixed(sign: float) -> torch.Tensor:
+            sides = torch.sigmoid(sign * before) + torch.sigmoid(sign * after)
+            return (0.5 * torch.sigmoid(sign * here) + 0.25 * sides).clamp(min=EDGE)
+
+        # The complement by itself: 1 minus a probability near 1 has no digits left.
+        return torch.log(mixed(1.0)) - torch.log(mixed(-1.0))
 
     def _frames(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bands(self.prepare(x).transpose(1, 2)).transpose(1, 2)
@@ -80,11 +70,6 @@ class EventDetector(nn.Module):
     def _middle(scores: torch.Tensor, shift: int) -> torch.Tensor:
         quarter = scores.shape[-1] // 4
         return scores[..., quarter + shift : scores.shape[-1] - quarter + shift].amax(dim=-1)
-
-
-def _logits(probabilities: torch.Tensor) -> torch.Tensor:
-    inside = probabilities.clamp(EDGE, 1.0 - EDGE)
-    return torch.log(inside) - torch.log(1.0 - inside)
 
 
 class PooledClassifier(nn.Module):
@@ -113,37 +98,37 @@ class PooledClassifier(nn.Module):
 
 def sed_v2s() -> nn.Module:
     """EfficientNetV2-S on (b, 1, 128, 768)."""
-    return _detector("tf_efficientnetv2_s", frames=768, in_channels=3, shift=3, scale=BY_80_FROM_0_TO_1)
+    return _detector("tf_efficientnetv2_s", "b_sed_v2s.toml", in_channels=3, shift=3)
 
 
 def sed_b3() -> nn.Module:
     """EfficientNet-B3 on (b, 1, 128, 599)."""
-    return _detector("tf_efficientnet_b3", frames=599, in_channels=3, shift=3, scale=BY_255)
+    return _detector("tf_efficientnet_b3", "b_sed_b3.toml", in_channels=3, shift=3)
 
 
 def sed_seresnext26t() -> nn.Module:
     """SE-ResNeXt-26-T 32x4d on (b, 1, 128, 511)."""
-    return _detector("seresnext26t_32x4d", frames=511, in_channels=1, shift=2, scale=BY_255)
+    return _detector("seresnext26t_32x4d", "b_sed_seresnext26t.toml", in_channels=1, shift=2)
 
 
 def cnn_v2s() -> nn.Module:
     """EfficientNetV2-S on (b, 1, 64, 501), of which 500 frames are used."""
-    return _classifier("tf_efficientnetv2_s", (64, 501), in_channels=3, frames=500, scale=BY_80)
+    return _classifier("tf_efficientnetv2_s", "b_cnn_v2s.toml", in_channels=3, frames=500)
 
 
 def cnn_resnet34d() -> nn.Module:
     """ResNet-34-D on (b, 1, 128, 256)."""
-    return _classifier("resnet34d", (128, 256), in_channels=3, frames=256, scale=BY_255)
+    return _classifier("resnet34d", "b_cnn_128x256.toml", in_channels=3, frames=256)
 
 
 def cnn_b3() -> nn.Module:
     """EfficientNet-B3 on (b, 1, 128, 300)."""
-    return _classifier("tf_efficientnet_b3", (128, 300), in_channels=3, frames=300, scale=BY_80)
+    return _classifier("tf_efficientnet_b3", "b_cnn_b3.toml", in_channels=3, frames=300)
 
 
 def cnn_b0() -> nn.Module:
     """EfficientNet-B0 on (b, 1, 128, 256)."""
-    return _classifier("tf_efficientnet_b0", (128, 256), in_channels=1, frames=256, scale=BY_255)
+    return _classifier("tf_efficientnet_b0", "b_cnn_128x256.toml", in_channels=1, frames=256)
 
 
 def _maps(name: str, in_channels: int) -> tuple[nn.Module, int]:
@@ -154,23 +139,21 @@ def _maps(name: str, in_channels: int) -> tuple[nn.Module, int]:
     return maps, maps.num_features
 
 
-def _detector(name: str, *, frames: int, in_channels: int, shift: int, scale: Scale) -> nn.Module:
+def _detector(name: str, toml: str, *, in_channels: int, shift: int) -> nn.Module:
     def make() -> nn.Module:
         maps, channels = _maps(name, in_channels)
         return EventDetector(
             maps, channels=channels, n_mels=128, in_channels=in_channels, shift=shift, classes=CLASSES
         )
 
-    return settled(make, (1, 128, frames), mean=scale.mean, std=scale.std)
+    return settled(make, toml)
 
 
-def _classifier(
-    name: str, image: tuple[int, int], *, in_channels: int, frames: int, scale: Scale
-) -> nn.Module:
+def _classifier(name: str, toml: str, *, in_channels: int, frames: int) -> nn.Module:
     def make() -> nn.Module:
         maps, channels = _maps(name, in_channels)
         return PooledClassifier(
             maps, channels=channels, in_channels=in_channels, frames=frames, classes=CLASSES
         )
 
-    return settled(make, (1, *image), mean=scale.mean, std=scale.std)
+    return settled(make, toml)

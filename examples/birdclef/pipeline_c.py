@@ -10,11 +10,7 @@ from birdclef_layers import Crop, backbone, settled
 from torch import nn
 
 CLASSES = 182
-SHAPE = (1, 128, 641)
 FRAMES = 640
-
-# Decibels, not normalised: soundscapes lie around -30 dB with a spread of 15 dB.
-MEAN, STD = -30.0, 15.0
 
 
 def efficientnet_b0() -> nn.Module:
@@ -52,4 +48,4 @@ def _network(name: str, *, seed: int, **options: bool) -> nn.Module:
         whole = backbone(name, seed=seed, in_chans=1, num_classes=CLASSES, **options)
         return nn.Sequential(Crop(FRAMES), whole)
 
-    return settled(make, SHAPE, mean=MEAN, std=STD, seed=seed)
+    return settled(make, "c_mel.toml", seed=seed)

@@ -10,10 +10,7 @@ from birdclef_layers import FrequencyRamp, backbone, settled
 from torch import nn
 
 CLASSES = 182
-SHAPE = (1, 224, 224)
-
-# (dB - 40) / 80 of waves with a standard deviation of 1.
-MEAN, STD = -0.3, 0.2
+N_MELS = 224
 
 
 def efficientvit_b0() -> nn.Module:
@@ -34,6 +31,6 @@ def mnasnet_100() -> nn.Module:
 def _network(name: str, *, seed: int) -> nn.Module:
     def make() -> nn.Module:
         whole = backbone(name, seed=seed, in_chans=3, num_classes=CLASSES)
-        return nn.Sequential(FrequencyRamp(SHAPE[1]), whole)
+        return nn.Sequential(FrequencyRamp(N_MELS), whole)
 
-    return settled(make, SHAPE, mean=MEAN, std=STD, seed=seed)
+    return settled(make, "d_mel.toml", seed=seed)

@@ -1,9 +1,9 @@
 """Train the heads of a pipeline's networks for a few minutes: `python train.py c CLIPS -o weights`.
 
 CLIPS holds a folder of recordings per class, or recordings alone, each of which is a class of its own then.
-The backbones stay as they are, random; only what follows them learns. That gives scores that follow a sound,
-which is enough to see what an engine or a blend does to them. It gives no good detector of birds. Each step
-runs the whole network on a few windows.
+The backbones stay as they are, random, but for the statistics of BatchNorm, which become those of the clips;
+what follows them learns. That gives scores that follow a sound, which is enough to see what an engine or a
+blend does to them. It gives no good detector of birds. Each step runs the whole network on a few windows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from birdclef_layers import zoo
 from pipelines import HERE, Member, read_pipeline
 from safetensors.torch import save_file
 from torch import nn
@@ -71,6 +72,10 @@ def train(member: Member, classes: dict[str, list[Path]], *, steps: int, most: i
     module = load_model(parse_source(str(HERE / member.model))).module
     assert module is not None
     x, y = windows_of(member, classes, most)
+    torch.manual_seed(0)  # of layers that are dropped at random
+    # In random order, so that no batch holds one class alone; a last batch of one would have no variance.
+    batches = x[torch.randperm(len(x))].split(BATCH)
+    zoo().calibrate(module, [batch for batch in batches if len(batch) > 1])
     learned = []
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_head(name))

@@ -237,7 +237,7 @@ def test_a_network_of_a_is_its_definition(birdclef: dict[str, ModuleType]) -> No
     def make() -> nn.Module:
         return a.AttentionClassifier(SmallBackbone(1, stages=True), channels=16, classes=7)
 
-    network = layers.settled(make, a.SHAPE, mean=a.MEAN, std=a.STD)
+    network = layers.settled(make, "a_mel.toml")
     cut = waves(5.0)
     got = by_eager(network, ours("a_mel.toml", cut))
     images = np.stack([reference_a(wave) for wave in cut])[:, None]
@@ -256,8 +256,7 @@ def test_a_detector_of_b_is_its_definition(birdclef: dict[str, ModuleType], tmp_
         maps = SmallBackbone(3)
         return b.EventDetector(maps, channels=16, n_mels=128, in_channels=3, shift=2, classes=7)
 
-    scale = b.BY_255
-    network = layers.settled(make, (1, 128, 511), mean=scale.mean, std=scale.std)
+    network = layers.settled(make, "b_sed_seresnext26t.toml")
     cut = waves(10.0)
     x = ours("b_sed_seresnext26t.toml", cut)
     got = by_onnxruntime(network, x, tmp_path)
@@ -292,7 +291,7 @@ def test_a_classifier_of_b_is_its_definition(birdclef: dict[str, ModuleType]) ->
         maps = SmallBackbone(3)
         return b.PooledClassifier(maps, channels=16, in_channels=3, frames=500, classes=7)
 
-    network = layers.settled(make, (1, 64, 501), mean=b.BY_80.mean, std=b.BY_80.std)
+    network = layers.settled(make, "b_cnn_v2s.toml")
     cut = waves(5.0)
     got = by_eager(network, ours("b_cnn_v2s.toml", cut))
     images = np.stack(
@@ -361,7 +360,7 @@ def check_factory(model: str, classes: int, toml: str) -> None:
         scores = module(torch.from_numpy(description.transform(cut)))
     assert scores.shape == (2, classes)
     assert bool(torch.isfinite(scores).all())
-    # Real windows are no noise; the statistics were measured on noise of their scale.
+    # Other sounds than those that the statistics were measured on.
     assert len(deviations) == len(norms)
     assert all(0.02 < one < 50.0 for one in deviations)
 

@@ -5,6 +5,7 @@ from alula.bundle.ensembles import (
     DeclaredRung,
     EnsembleManifest,
     MemberRecord,
+    WholeFileVerdict,
     decode_ensemble,
     encode_ensemble,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Measurements",
     "MemberRecord",
     "Running",
+    "WholeFileVerdict",
     "decode_ensemble",
     "decode_manifest",
     "encode_ensemble",

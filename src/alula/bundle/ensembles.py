@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_type
-from alula.core import Blend, Step, View
+from alula.core import Accuracy, Blend, Step, View
 from alula.errors import BundleError
 
 __all__ = [
@@ -21,9 +21,26 @@ __all__ = [
     "DeclaredRung",
     "EnsembleManifest",
     "MemberRecord",
+    "WholeFileVerdict",
     "decode_ensemble",
     "encode_ensemble",
 ]
+
+
+class WholeFileVerdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What came of running a network over long stretches of a recording instead of window by window.
+
+    Attributes:
+        accuracy: of the member as it is in the bundle, against the network in FP32 window by window, on
+            recordings that no quantizer saw.
+        gated: whether the network has gates over the whole time, which see the stretch instead of the window.
+        computed_share: share of the columns of overlapping windows that are computed; its inverse bounds what
+            the way gains.
+    """
+
+    accuracy: Accuracy
+    gated: bool
+    computed_share: float
 
 
 class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,12 +51,14 @@ class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         folder: where it is inside the ensemble.
         checksum: of its own manifest.
         view: how it looks at a recording, and which of its outputs counts.
+        whole_files: what running it over long stretches did to its scores; None for window by window.
     """
 
     name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     folder: str
     checksum: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     view: View = View()
+    whole_files: WholeFileVerdict | None = None
 
 
 class DeclaredCascade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -289,6 +289,68 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
     screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))
 
 
+@cli.command("whole-files")
+@click.argument("model")
+@click.option("--data", required=True, help="Whole recordings: a folder or a manifest.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The ensemble of one to make, NAME.alula.")
+@click.option("--input", "description", required=True, help="TOML file: the model's windows, overlapping.")
+@click.option("--windows", type=int, default=12, show_default=True, help="Windows that are run at once.")
+@click.option("--keep", type=float, help="Central seconds of a window that its row is about; default all.")
+@click.option("--weights", type=FOLDER, help="State dict: .safetensors, .pth, .pt or .th.")
+@click.option("--labels", help="Class names in the model's order: a,b,c or a file with one per line.")
+@click.option("--metric", help="As for `optimize`, against the model window by window; also `cosine`.")
+@click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
+@click.option("--budget", default="10m", show_default=True, help="Time for the search.")
+@click.option("--engines", help="Only these engines, comma-separated.")
+@click.option("--precisions", help="Only these precisions, comma-separated: fp32, bf16, int8.")
+@click.option("--threads", type=int, help="Thread budget; default min(affinity, CPU quota).")
+@click.option(
+    "--activation",
+    type=click.Choice(["none", "sigmoid", "softmax"]),
+    default="none",
+    show_default=True,
+    help="What `predict` applies to the model's output.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--replace", is_flag=True, help="Replace a bundle of that name.")
+@command_options
+def whole_files(screen: Screen, model: str, data: str, **options: Any) -> None:
+    """Like `optimize`, but run MODEL over stretches of many overlapping windows, if its scores allow it.
+
+    A network that sees 10 s every 5 s does all of its work twice. Here its convolutions run once over a
+    longer stretch, and each window is pooled from their columns. That changes the scores a little: they are
+    compared with those of window by window, and where they differ by more than --max-drop nothing is written.
+    """
+    from alula.cli.progress import SearchProgress
+    from alula.cli.render import draw_ensemble
+    from alula.workflows import optimize_whole_files
+
+    progress = SearchProgress(screen)
+    with optimize_whole_files(
+        model,
+        _existing(data),
+        output=options["output"],
+        input=options["description"],
+        windows=options["windows"],
+        keep_s=options["keep"],
+        weights=options["weights"],
+        labels=_labels(options["labels"]),
+        metric=options["metric"],
+        max_drop=options["max_drop"],
+        budget=options["budget"],
+        engines=csv_of(options["engines"]),
+        precisions=_precisions(options["precisions"]),
+        threads=options["threads"],
+        activation=options["activation"],
+        seed=options["seed"],
+        replace=options["replace"],
+        report=progress.report,
+        on_outcome=progress.outcome,
+    ) as made:
+        manifest = made.manifest
+    screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))
+
+
 @cli.command()
 @click.argument("bundles", nargs=-1, required=True, type=FOLDER)
 @click.option("--workload", required=True, help="200x10m, a folder, or a count of images or arrays.")

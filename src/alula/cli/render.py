@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, read_measurements
+from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, MemberRecord, read_measurements
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.planning import plan_rows
@@ -199,12 +199,24 @@ def draw_ensemble(console: Console, bundle: Path, manifest: EnsembleManifest) ->
         console,
         [
             ("ensemble", f"{bundle} ({size / 2**20:.1f} MiB, {len(manifest.files) + 1} files)"),
-            *(("member", _fields(member.name, member.view)) for member in manifest.members),
+            *(("member", _member(member)) for member in manifest.members),
             ("blend", _fields(str(manifest.blend.__struct_config__.tag), manifest.blend)),
             ("labels", "none" if manifest.labels is None else _short(manifest.labels)),
             *(("step", _fields(str(step.__struct_config__.tag), step)) for step in manifest.steps),
             *(("rung", _fields(" + ".join(rung.members), rung)) for rung in manifest.ladder),
         ],
+    )
+
+
+def _member(member: MemberRecord) -> str:
+    said = _fields(member.name, member.view)
+    if (verdict := member.whole_files) is None:
+        return said
+    accuracy = verdict.accuracy
+    return (
+        f"{said}; over stretches, {verdict.computed_share:.0%} of the columns computed: `{accuracy.metric}` "
+        f"{accuracy.chosen:.4g} with window by window on {accuracy.n} windows, a drop of {accuracy.drop:.2g} "
+        f"with {accuracy.limit:g} allowed" + ("; its gates see the stretch" if verdict.gated else "")
     )
 
 
@@ -218,7 +230,7 @@ def _fields(name: str, value: msgspec.Struct) -> str:
     said = [name]
     for field in msgspec.structs.fields(value):
         given = getattr(value, field.name)
-        if given not in (None, {}):
+        if given not in (None, {}) and given != field.default:
             words = msgspec.json.encode(given).decode() if not isinstance(given, str) else given
             said.append(f"{field.name} {words}")
     return ", ".join(said)

@@ -120,10 +120,13 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window_s: Positive = 5.0
     hop_s: Positive | None = None
     peak_normalize: bool = False
-    std_normalize: bool = False
+    # Not written where it is not asked for, so that bundles of before there was it keep their checksum.
+    std_normalize: bool | msgspec.UnsetType = msgspec.UNSET
     mel: LogMel | None = None
 
     def __post_init__(self) -> None:
+        if self.std_normalize is False:
+            msgspec.structs.force_setattr(self, "std_normalize", msgspec.UNSET)
         if self.hop_s is not None and self.hop_s > self.window_s:
             raise ValueError(
                 f"`hop_s` must not exceed `window_s`, or audio between windows is never looked at; "

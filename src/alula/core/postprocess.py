@@ -41,6 +41,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How one model of an ensemble looks at a recording, and which of its numbers are its scores.
 
     Attributes:
+        rows: rows that the model gives of each window: its output has an axis for them after the batch. They
+            lie hop_s / rows apart, and each sees what is left of the window without the hops between them: a
+            window of 65 s every 60 s gives 12 rows, one every 5 s, each of which sees 10 s. For `keep_s`,
+            window and hop are those of a row. With more than 1 there is neither `hop_s` nor `frames`.
         keep_s: length of the central part of a window that its row is about. Row k is about the seconds from
             k * hop_s to k * hop_s + keep_s, and the window reaches (window_s - keep_s) / 2 further on both
             sides; before the beginning and behind the end of the recording there is silence. With window_s =
@@ -52,6 +56,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         frames: how scores per frame become one per window; None where there are no frames.
     """
 
+    rows: Annotated[int, msgspec.Meta(ge=1)] = 1
     keep_s: Seconds | None = None
     hop_s: Seconds | None = None
     output: str | None = None

@@ -26,7 +26,8 @@ def open_folder(folder: Path, *, labels: Sequence[str] | None = None) -> Samples
     A class is a folder right inside `folder`; files count at any depth below it. Without `labels`
     the classes are sorted by name (code points), as torchvision's `ImageFolder` does: `10` comes before
     `9`, unlike numbers in the label column of a manifest. Files are sorted in the same way, folder by
-    folder. Files of no known extension are ignored.
+    folder. Files of no known extension are ignored. Where there are no class folders, `labels` are names of
+    the model's outputs and say nothing of the files.
 
     Raises:
         DataError: nothing readable is there, kinds are mixed, a class folder is empty, files lie
@@ -44,13 +45,15 @@ def open_folder(folder: Path, *, labels: Sequence[str] | None = None) -> Samples
     names = [path.relative_to(folder).parts[0] for path in files]
     loose = [path for path in files if path.parent == folder]
     given = checked_labels(labels)
-    if len(loose) == len(files) and given is None:
+    if len(loose) == len(files):
+        # What the model's outputs are called may be known where the files' classes are not.
         targets = Targets()
         what = f"{len(files)} {kind} files without class folders"
     elif loose:
-        where = "beside the class folders" if len(loose) < len(files) else "in no class folder"
         raise DataError(
-            folder, f"{len(loose)} files lie {where}, such as `{loose[0].name}`. Move them into one."
+            folder,
+            f"{len(loose)} files lie beside the class folders, such as `{loose[0].name}`. Move them into "
+            "one.",
         )
     else:
         targets = named_targets(names, given or _classes(folder, set(names)), source=folder)

@@ -47,8 +47,11 @@ class Member:
         name: for messages.
         settings: instances and batch size that it is called with; its threads are its own affair.
         takes: which of the arrays of a row is its input.
-        score: takes (b, ...) with b up to the batch size, and returns scores (b, c). Thread-safe for
-            `settings.instances` callers. It must not keep its input.
+        inputs: that this array holds for each row of a batch: several where rows belong together that other
+            members have one input for.
+        rows: that the member gives of each input.
+        score: takes (b, ...) with b up to the batch size, and returns scores (b, c), or (b, r, c) where it
+            gives r rows of each. Thread-safe for `settings.instances` callers. It must not keep its input.
         close: frees what it holds.
     """
 
@@ -57,9 +60,17 @@ class Member:
     takes: int
     score: Callable[[Array], Array]
     close: Callable[[], None]
+    inputs: int = 1
+    rows: int = 1
 
 
-def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int, share: float = 1.0) -> int:
+def shared_batch_size(
+    settings: Sequence[Settings],
+    *,
+    row_bytes: int,
+    share: float = 1.0,
+    inputs: Sequence[int] | None = None,
+) -> int:
     """Return how many rows to give to an ensemble at once.
 
     A multiple of what every member takes in one round of its instances where there is a small one, so that
@@ -69,17 +80,23 @@ def shared_batch_size(settings: Sequence[Settings], *, row_bytes: int, share: fl
         settings: of each member.
         row_bytes: size of the arrays of one row.
         share: of the rows that most members compute, as in a cascade; twice the memory is then affordable.
+        inputs: that each member has in one row: several where a row stands for some that belong together;
+            None for one each.
 
     >>> shared_batch_size([Settings(instances=2, batch_size=8), Settings(batch_size=12)], row_bytes=1)
     48
     >>> shared_batch_size([Settings(instances=2, batch_size=8)], row_bytes=1, share=0.25)
     128
     """
-    steps = [each.instances * each.batch_size for each in settings]
+    if inputs is None:
+        inputs = [1] * len(settings)
+    steps = [
+        -(-each.instances * each.batch_size // count) for each, count in zip(settings, inputs, strict=True)
+    ]
     least = max(steps)
     common = math.lcm(*steps)
     unit = common if common <= 4 * least else least
-    wanted = math.ceil(max(_ROUNDS * least, _MIN_ROWS) / max(share, _LEAST_SHARE))
+    wanted = math.ceil(max(_ROUNDS * least, _MIN_ROWS // max(inputs)) / max(share, _LEAST_SHARE))
     affordable = _MAX_BATCH_BYTES * (1 if share == 1 else 2) // max(1, row_bytes)
     return max(least, min(-(-wanted // unit), affordable // unit) * unit)
 
@@ -119,8 +136,9 @@ class EnsembleSession:
                 Kernels may sum in another order for another size; so a row's scores do not depend on n.
 
         Returns:
-            Blended scores, shape (n, c), float32; for a blend with `whole_job` the scores of all members side
-            by side, shape (n, sum of their columns), for `Blender.blend_class`.
+            Blended scores, shape (n, c), float32, or (n * r, c) where r rows belong together, those of the
+            first input first; for a blend with `whole_job` the scores of all members side by side, shape
+            (n, sum of their columns) or (n * r, ...), for `Blender.blend_class`.
 
         Raises:
             EngineError: a member failed, or its scores have another number of axes.
@@ -176,7 +194,10 @@ class EnsembleSession:
     @property
     def round_rows(self) -> int:
         """Rows of a round of the largest member: fewer leave some of its instances idle."""
-        return max(member.settings.instances * member.settings.batch_size for member in self._members)
+        return max(
+            -(-member.settings.instances * member.settings.batch_size // member.inputs)
+            for member in self._members
+        )
 
     def close(self) -> None:
         """Free what the members hold. Calling it twice is allowed; `run` afterwards is not."""
@@ -195,6 +216,8 @@ class EnsembleSession:
         stopped: Callable[[], bool],
     ) -> Float32 | None:
         size = member.settings.batch_size
+        if member.inputs > 1:
+            rows = rows.reshape(-1, *rows.shape[2:])
         parts = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
         last = len(parts[-1])
         if full_batches:
@@ -205,6 +228,8 @@ class EnsembleSession:
         if len(scored) < len(given):
             return None
         scored[-1] = scored[-1][:last]
+        if member.rows > 1 and scored[0].shape[1:2] == (member.rows,):
+            scored = [scores.reshape(-1, scores.shape[-1]) for scores in scored]
         if scored[0].ndim != 2:
             raise EngineError(
                 f"Member `{member.name}` gave scores of shape {scored[0].shape}; expected one score for each "

@@ -9,11 +9,11 @@ from alula.export.exporters import (
     signature_of_onnx,
 )
 from alula.export.rewrites import flush_denormals, fold_computed_weights, rewritten
-from alula.export.splitting import SplitModel, split_for_whole_files
+from alula.export.stretches import StretchModel, write_stretch_model
 
 __all__ = [
     "Exported",
-    "SplitModel",
+    "StretchModel",
     "copy_onnx",
     "export_module",
     "flush_denormals",
@@ -22,5 +22,5 @@ __all__ = [
     "rewritten",
     "signature_of_module",
     "signature_of_onnx",
-    "split_for_whole_files",
+    "write_stretch_model",
 ]

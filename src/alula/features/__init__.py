@@ -10,7 +10,6 @@ from alula.features.array import ArrayFeatures
 from alula.features.audio import AudioFeatures, Window
 from alula.features.describe import PRESETS, parse_description, read_description, to_toml
 from alula.features.image import ImageFeatures
-from alula.features.long import LongSpectrogram
 from alula.features.mel import MelSpectrogram, MelSpectrograms, SpectrumKey, mel_filters, spectrum_key
 from alula.features.shared import (
     Demand,
@@ -27,7 +26,6 @@ __all__ = [
     "AudioFeatures",
     "Demand",
     "ImageFeatures",
-    "LongSpectrogram",
     "MelSpectrogram",
     "MelSpectrograms",
     "SharedAudioFeatures",

@@ -13,7 +13,16 @@ from alula.core import AudioInput
 from alula.errors import DataError, EngineUnavailableError
 from alula.features.mel import MelSpectrogram
 
-__all__ = ["AudioFeatures", "Window", "count_windows", "cut_windows", "mixed", "normalize", "resampled"]
+__all__ = [
+    "AudioFeatures",
+    "Window",
+    "count_windows",
+    "cut_stretches",
+    "cut_windows",
+    "mixed",
+    "normalize",
+    "resampled",
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -80,6 +89,17 @@ def cut_windows(
     >>> [window.tolist() for window in cut_windows([np.ones(3, np.float32)], length=2, hop=2)]
     [[1.0, 1.0], [1.0, 0.0]]
     """
+    for held, _filled in cut_stretches(waves, length=length, hop=hop, lead=lead, trail=trail):
+        yield held
+
+
+def cut_stretches(
+    waves: Iterable[Float32], *, length: int, hop: int, lead: int = 0, trail: int = 0
+) -> Iterator[tuple[Float32, int]]:
+    """Yield the windows of `cut_windows`, each with how many of its samples are the recording's.
+
+    The zeros of `lead` and `trail` count as the recording's.
+    """
     held = np.zeros(length, dtype=np.float32)
     filled = lead
     unseen = False
@@ -92,13 +112,13 @@ def cut_windows(
             taken += len(piece)
             unseen = True
             if filled == length:
-                yield held
+                yield held, length
                 held[: length - hop] = held[hop:]
                 filled = length - hop
                 unseen = False
     if unseen:
         held[filled:] = 0.0
-        yield held
+        yield held, filled
 
 
 def count_windows(samples: int, *, length: int, hop: int, lead: int = 0, trail: int = 0) -> int:

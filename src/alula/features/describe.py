@@ -148,6 +148,9 @@ def to_toml(description: InputDescription) -> str:
     dtype = "float32"
     """
     table = msgspec.to_builtins(description)
+    # What was not asked for is left out there, and is written here.
+    unset = (name for name in description.__struct_fields__ if getattr(description, name) is msgspec.UNSET)
+    table.update(dict.fromkeys(unset, False))
     plain = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
     for key, value in table.items():
         if isinstance(value, dict):

@@ -4,6 +4,9 @@ Models that ask for equal features get the same array. Audio models that ask for
 spectrum share the FFT; those that ask for other spectra of the same windows share the windows; those of one
 sample rate share the resampling. What two descriptions have in common is told by keys, which ignore
 differences in writing that make none in the features.
+
+A model may give several rows of each of its windows. Then these rows belong together: the others get as many
+windows at once.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy.typing as npt
 
 from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription, LogMel
 from alula.errors import UsageError
-from alula.features.audio import count_windows, cut_windows, mixed, normalize, resampled
+from alula.features.audio import count_windows, cut_stretches, mixed, normalize, resampled
 from alula.features.mel import MelSpectrograms, spectrum_key
 
 __all__ = ["Demand", "SharedAudioFeatures", "SharedRow", "canonical", "distinct_demands", "feature_key"]
@@ -35,24 +38,30 @@ class Demand(NamedTuple):
     Attributes:
         description: how a file becomes its input.
         keep_s: of audio, see `alula.core.View`; None for whole windows.
+        rows: of audio, likewise: that the model gives of each window.
     """
 
     description: InputDescription
     keep_s: float | None = None
+    rows: int = 1
 
 
 class SharedRow(NamedTuple):
-    """One row of a recording for all models.
+    """One row of a recording for all models, or those rows that belong together.
 
     Attributes:
-        start_s: where the stretch that it is about begins, in seconds.
-        end_s: where it ends.
-        arrays: one per demand, float32, shape (t,) or (c, f, t).
+        start_s: where the stretch that it is about begins, in seconds; of several, the first one's.
+        end_s: where it ends; of several, where the last one of the recording does.
+        arrays: one per demand, float32, shape (t,) or (c, f, t); with several rows to a demand's window that
+            of its window, and for the other demands that of as many windows, (rows, t) or (rows, c, f, t).
+            Windows behind the last row of the recording are zeros.
+        rows: how many rows of the recording it stands for.
     """
 
     start_s: float
     end_s: float
     arrays: tuple[Float32, ...]
+    rows: int = 1
 
 
 def canonical(description: InputDescription) -> InputDescription:
@@ -105,10 +114,12 @@ def feature_key(demand: Demand) -> str:
     description = canonical(demand.description)
     keep_s = demand.keep_s
     if isinstance(description, AudioInput) and keep_s is None:
-        keep_s = description.window_s
+        keep_s = _seen_s(description, demand.rows)
     said = msgspec.json.encode((description, None if keep_s is None else float(keep_s)))
     # Once there and back, because 5 and 5.0 are one number and two texts.
     said = msgspec.json.encode(msgspec.json.decode(said, type=tuple[InputDescription, float | None]))
+    if demand.rows > 1:
+        said += b" %d" % demand.rows
     return hashlib.sha256(said).hexdigest()[:16]
 
 
@@ -117,7 +128,7 @@ def distinct_demands(demands: Sequence[Demand]) -> tuple[tuple[Demand, ...], tup
 
     Raises:
         UsageError: they are not about the same kind of files, or their rows not about the same stretches of
-            time.
+            time, or of some windows other numbers of rows are made.
 
     >>> wave = Demand(AudioInput())
     >>> distinct_demands([wave, Demand(AudioInput(mel=LogMel())), wave])[1]
@@ -136,6 +147,11 @@ def distinct_demands(demands: Sequence[Demand]) -> tuple[tuple[Demand, ...], tup
                 f"{_grid_in_words(first)}; expected rows about the same stretches of time. Say with `keep_s` "
                 "which part of a longer window its row is about, or make its bundle with another hop."
             )
+    if len(numbers := {demand.rows for demand in demands} - {1}) > 1:
+        raise UsageError(
+            f"Models give {' and '.join(map(str, sorted(numbers)))} rows of a window; expected one number, "
+            "beside models that give one row."
+        )
     places: dict[str, int] = {}
     distinct: list[Demand] = []
     indices = []
@@ -152,13 +168,24 @@ def _kind(demand: Demand) -> str:
     return str(demand.description.__struct_config__.tag)
 
 
-def _grid(demand: Demand) -> tuple[float, float] | None:
-    """Return the seconds between rows and those that a row is about; None for files without times."""
+def _row_grid(demand: Demand) -> tuple[float, float]:
+    """Return the seconds between two rows of a recording and those that a row is about.
+
+    Raises:
+        UsageError: it is no audio, or its rows are impossible.
+    """
     audio = demand.description
     if not isinstance(audio, AudioInput):
+        raise UsageError(f"A description is of {_kind(demand)}; expected audio.")
+    return _hop_s(audio) / demand.rows, _checked_keep_s(audio, demand.keep_s, demand.rows)
+
+
+def _grid(demand: Demand) -> tuple[float, float] | None:
+    """Return the same, so that equal ones compare equal; None for files without times."""
+    if not isinstance(demand.description, AudioInput):
         return None
-    hop_s = audio.window_s if audio.hop_s is None else audio.hop_s
-    return (round(hop_s, 6), round(_checked_keep_s(audio, demand.keep_s), 6))
+    hop_s, keep_s = _row_grid(demand)
+    return round(hop_s, 6), round(keep_s, 6)
 
 
 def _grid_in_words(demand: Demand) -> str:
@@ -177,14 +204,29 @@ class _Waves:
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """One way to cut a recording into windows."""
+    """One way to cut a recording into windows of some rows each."""
 
     rate_hz: int
     length: int
     hop: int
     lead: int
     trail: int
+    rows: int
     waves: tuple[_Waves, ...]  # one for each way to scale them
+
+    @property
+    def row_hop(self) -> int:
+        """Samples from one row to the next."""
+        return self.hop // self.rows
+
+    @property
+    def seen(self) -> int:
+        """Samples that one row of a window sees."""
+        return self.length - (self.rows - 1) * self.row_hop
+
+    def known_rows(self, filled: int) -> int:
+        """Return how many rows of a window there are, when so many of its samples are the recording's."""
+        return min(self.rows, 1 + max(0, -(-(filled - self.seen) // self.row_hop)))
 
 
 class SharedAudioFeatures:
@@ -198,8 +240,8 @@ class SharedAudioFeatures:
         demands: of audio, from `distinct_demands`.
 
     Raises:
-        UsageError: a description is impossible, or `keep_s` is longer than the window or shorter than the
-            hop.
+        UsageError: a description is impossible, or `keep_s` is longer than what a row sees or shorter than
+            what lies between rows.
         EngineUnavailableError: scipy is missing and a spectrogram is asked for.
 
     >>> demands = [Demand(AudioInput(sample_rate_hz=4, window_s=2.0, hop_s=1.0), keep_s=1.0)]
@@ -209,47 +251,62 @@ class SharedAudioFeatures:
     """
 
     def __init__(self, demands: Sequence[Demand]) -> None:
-        described: list[tuple[AudioInput, float]] = []
-        for demand in demands:
+        described: list[AudioInput] = []
+        users: dict[tuple[int, int, int, int, int], list[int]] = defaultdict(list)
+        for index, demand in enumerate(demands):
             audio = demand.description
             if not isinstance(audio, AudioInput):
                 raise UsageError(f"A description is of {_kind(demand)}; expected audio.")
-            described.append((audio, _checked_keep_s(audio, demand.keep_s)))
-        self._keep_s = described[0][1]
-        users: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        for index, (audio, keep_s) in enumerate(described):
-            keep = round(keep_s * audio.sample_rate_hz)
-            users[audio.sample_rate_hz, audio.window_samples, audio.hop_samples, keep].append(index)
-        self._cuts = tuple(
-            _Cut(
-                rate_hz=rate_hz,
-                length=length,
-                hop=hop,
-                lead=(length - keep) // 2,
-                trail=length - keep - (length - keep) // 2,
-                waves=_scaled_waves(described, indices),
+            described.append(audio)
+            keep = round(_row_grid(demand)[1] * audio.sample_rate_hz)
+            cut = (audio.sample_rate_hz, audio.window_samples, audio.hop_samples, keep, demand.rows)
+            users[cut].append(index)
+        cuts = []
+        for (rate_hz, length, hop, keep, rows), indices in users.items():
+            around = length - (rows - 1) * hop // rows - keep
+            cuts.append(
+                _Cut(
+                    rate_hz=rate_hz,
+                    length=length,
+                    hop=hop,
+                    lead=around // 2,
+                    trail=around - around // 2,
+                    rows=rows,
+                    waves=_scaled_waves(described, indices),
+                )
             )
-            for (rate_hz, length, hop, keep), indices in users.items()
-        )
+        # The first one counts the rows, and only windows of all rows that belong together can.
+        self._cuts = tuple(sorted(cuts, key=lambda cut: -cut.rows))
+        self._rows = self._cuts[0].rows
+        self._keep_s = _row_grid(demands[0])[1]
         self._count = len(demands)
 
     def spans(self, duration_s: float) -> list[tuple[float, float]]:
-        """Return where the rows of a recording of this length begin and end, in seconds.
+        """Return where the rows of a recording of this length begin and end, in seconds, each by itself.
 
         Of a recording at another rate they may be one more or fewer, by the rounding of its last sample.
         """
         first = self._cuts[0]
         count = count_windows(
             round(duration_s * first.rate_hz),
-            length=first.length,
-            hop=first.hop,
+            length=first.seen,
+            hop=first.row_hop,
             lead=first.lead,
             trail=first.trail,
         )
         return [self._span(index) for index in range(count)]
 
+    def spans_between(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
+        """Return where each row begins and ends of those that a `SharedRow` from here to there stands for."""
+        first = self._cuts[0]
+        row_hop_s = first.row_hop / first.rate_hz
+        index = round(start_s / row_hop_s)
+        last = index + round((end_s - start_s - self._keep_s) / row_hop_s)
+        return [self._span(row) for row in range(index, last + 1)]
+
     def _span(self, index: int) -> tuple[float, float]:
-        start_s = index * self._cuts[0].hop / self._cuts[0].rate_hz
+        """Return where a row lies, counted from the recording's first: always the same two numbers."""
+        start_s = index * self._cuts[0].row_hop / self._cuts[0].rate_hz
         return start_s, start_s + self._keep_s
 
     def rows(
@@ -261,14 +318,14 @@ class SharedAudioFeatures:
     ) -> Iterator[SharedRow]:
         """Yield the rows of one recording, in order, while its blocks come in.
 
-        There are as many as the first demand has windows. Where another rate makes one more or one fewer of
-        another, by the rounding of the last sample, it is left out or silent.
+        There are as many as the first demand has windows, of those with most rows. Where another rate makes
+        one more or one fewer of another, by the rounding of the last sample, it is left out or silent.
 
         Args:
             blocks: consecutive pieces of the recording, each float32 of shape (t, c), any t.
             rate_hz: samples per second of the blocks.
-            wanted: given the number of a row, says which demands are to be computed; the arrays of others
-                hold anything. None computes all.
+            wanted: given the number of what is yielded, says which demands are to be computed; the arrays of
+                others hold anything. None computes all.
 
         Raises:
             DataError: a block has another shape or type.
@@ -276,16 +333,42 @@ class SharedAudioFeatures:
         """
         first = self._cuts[0]
         windows = self._windows(map(mixed, blocks), rate_hz)
-        for index, wave in enumerate(windows[0]):
+        for index, (wave, filled) in enumerate(windows[0]):
             arrays: list[Float32 | None] = [None] * self._count
             chosen = None if wanted is None else wanted(index)
             _compute(first, wave, arrays, chosen)
+            known = first.known_rows(filled)
             for cut, others in zip(self._cuts[1:], windows[1:], strict=True):
-                other = next(others, None)
-                _compute(cut, np.zeros(cut.length, np.float32) if other is None else other, arrays, chosen)
-            yield SharedRow(*self._span(index), tuple(array for array in arrays if array is not None))
+                if cut.rows == first.rows:
+                    _compute(cut, _next(others, cut), arrays, chosen)
+                else:
+                    self._compute_several(cut, others, arrays, chosen, known=known)
+            start_s, _ = self._span(index * first.rows)
+            _, end_s = self._span(index * first.rows + known - 1)
+            yield SharedRow(start_s, end_s, tuple(array for array in arrays if array is not None), known)
 
-    def _windows(self, mono: Iterator[Float32], rate_hz: int) -> list[Iterator[Float32]]:
+    def _compute_several(
+        self,
+        cut: _Cut,
+        windows: Iterator[tuple[Float32, int]],
+        arrays: list[Float32 | None],
+        chosen: Collection[int] | None,
+        *,
+        known: int,
+    ) -> None:
+        """Compute what belongs to windows of one row each, as many as belong together."""
+        for row in range(known):
+            found: list[Float32 | None] = [None] * self._count
+            _compute(cut, _next(windows, cut), found, chosen)
+            for index, array in enumerate(found):
+                if array is None:
+                    continue
+                together = arrays[index]
+                if together is None:
+                    together = arrays[index] = np.zeros((self._rows, *array.shape), np.float32)
+                together[row] = array
+
+    def _windows(self, mono: Iterator[Float32], rate_hz: int) -> list[Iterator[tuple[Float32, int]]]:
         """Return the windows of every cut; asked for by turns, so that little is held for the last."""
         rates = dict.fromkeys(cut.rate_hz for cut in self._cuts)
         sources = dict(zip(rates, itertools.tee(mono, len(rates)), strict=True))
@@ -294,51 +377,72 @@ class SharedAudioFeatures:
             waves = iter(source if rate == rate_hz else resampled(source, rate_hz, rate))
             streams[rate] = iter(itertools.tee(waves, sum(cut.rate_hz == rate for cut in self._cuts)))
         return [
-            cut_windows(
+            cut_stretches(
                 next(streams[cut.rate_hz]), length=cut.length, hop=cut.hop, lead=cut.lead, trail=cut.trail
             )
             for cut in self._cuts
         ]
 
 
-def _checked_keep_s(audio: AudioInput, keep_s: float | None) -> float:
-    if keep_s is None:
+def _next(windows: Iterator[tuple[Float32, int]], cut: _Cut) -> Float32:
+    found = next(windows, None)
+    return np.zeros(cut.length, np.float32) if found is None else found[0]
+
+
+def _hop_s(audio: AudioInput) -> float:
+    return audio.window_s if audio.hop_s is None else audio.hop_s
+
+
+def _seen_s(audio: AudioInput, rows: int) -> float:
+    """Return the seconds that one row of a window sees: all of it where there is one row."""
+    if rows == 1:
         return audio.window_s
-    hop_s = audio.window_s if audio.hop_s is None else audio.hop_s
-    if not hop_s <= keep_s <= audio.window_s:
+    return (audio.window_samples - (rows - 1) * audio.hop_samples / rows) / audio.sample_rate_hz
+
+
+def _checked_keep_s(audio: AudioInput, keep_s: float | None, rows: int) -> float:
+    seen_s, hop_s = _seen_s(audio, rows), _hop_s(audio) / rows
+    if audio.hop_samples % rows:
+        raise UsageError(
+            f"A window every {audio.hop_samples} samples got {rows} rows; expected a number that divides "
+            "them, so that rows lie a whole number of samples apart."
+        )
+    if keep_s is None:
+        return seen_s
+    # In samples, as differences of seconds are rounded.
+    hop, keep, seen = (round(seconds * audio.sample_rate_hz) for seconds in (hop_s, keep_s, seen_s))
+    if not hop <= keep <= seen:
         raise UsageError(
             f"`keep_s` got {keep_s:g}; expected at least the hop of {hop_s:g} s, or stretches between rows "
-            f"would belong to none, and at most the window of {audio.window_s:g} s."
+            f"would belong to none, and at most the window of {seen_s:g} s."
         )
     return keep_s
 
 
-def _scaled_waves(
-    described: Sequence[tuple[AudioInput, float]], indices: Sequence[int]
-) -> tuple[_Waves, ...]:
+def _scaled_waves(described: Sequence[AudioInput], indices: Sequence[int]) -> tuple[_Waves, ...]:
     scalings: dict[tuple[bool, bool], list[int]] = defaultdict(list)
     for index in indices:
-        audio = described[index][0]
-        scalings[audio.peak_normalize, audio.std_normalize].append(index)
+        audio = described[index]
+        scalings[audio.peak_normalize, bool(audio.std_normalize)].append(index)
     return tuple(_waves_of(described, alike) for alike in scalings.values())
 
 
-def _waves_of(described: Sequence[tuple[AudioInput, float]], indices: Sequence[int]) -> _Waves:
+def _waves_of(described: Sequence[AudioInput], indices: Sequence[int]) -> _Waves:
     kinds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     plain = []
     for index in indices:
-        mel = described[index][0].mel
+        mel = described[index].mel
         if mel is None:
             plain.append(index)
         else:
             kinds[spectrum_key(mel)].append(index)
     spectra = []
     for alike in kinds.values():
-        audio = described[alike[0]][0]
-        mels = [mel for index in alike if (mel := described[index][0].mel) is not None]
+        audio = described[alike[0]]
+        mels = [mel for index in alike if (mel := described[index].mel) is not None]
         shared = MelSpectrograms(mels, rate_hz=audio.sample_rate_hz, samples=audio.window_samples)
         spectra.append((shared, tuple(alike)))
-    return _Waves(described[indices[0]][0], tuple(plain), tuple(spectra))
+    return _Waves(described[indices[0]], tuple(plain), tuple(spectra))
 
 
 def _compute(cut: _Cut, wave: Float32, arrays: list[Float32 | None], chosen: Collection[int] | None) -> None:

@@ -41,7 +41,6 @@ from alula.pipeline.shards import Shard, parse_shard, shard_of
 from alula.pipeline.sinks import CsvSink, ErrorReport, ParquetPartsSink, ParquetSink, Row, Sink
 from alula.pipeline.submission import BirdclefSink, SampleSubmission, read_sample_submission
 from alula.pipeline.unfinished import Stretch, UnfinishedList, forget_unfinished
-from alula.pipeline.whole_files import ColumnWalk, columns_of, windows_of
 
 __all__ = [
     "FORMATS",
@@ -51,7 +50,6 @@ __all__ = [
     "BirdclefSink",
     "Care",
     "ColumnFile",
-    "ColumnWalk",
     "Completed",
     "CsvSink",
     "DeadlineScheduler",
@@ -89,7 +87,6 @@ __all__ = [
     "TaskResult",
     "UnfinishedList",
     "WorkLeft",
-    "columns_of",
     "complete",
     "file_key",
     "forget_unfinished",
@@ -103,5 +100,4 @@ __all__ = [
     "run_job",
     "shard_of",
     "sink_for",
-    "windows_of",
 ]

@@ -11,7 +11,7 @@ from alula.workflows.prediction import PredictionReport, predict, run_over_files
 from alula.workflows.reporting import write_report
 from alula.workflows.running import Bundle, Prediction, load_bundle
 from alula.workflows.surveying import SEEDS, SurveyReport, SurveyRow, survey
-from alula.workflows.whole_files import WholeFiles, WholeFileVerdict, open_whole_files
+from alula.workflows.whole_files import optimize_whole_files
 
 __all__ = [
     "PRIOR",
@@ -28,15 +28,13 @@ __all__ = [
     "PredictionReport",
     "SurveyReport",
     "SurveyRow",
-    "WholeFileVerdict",
-    "WholeFiles",
     "bench",
     "diagnose",
     "load",
     "load_bundle",
     "make_ensemble",
-    "open_whole_files",
     "optimize",
+    "optimize_whole_files",
     "parse_duration_s",
     "plan",
     "predict",

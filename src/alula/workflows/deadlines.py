@@ -213,7 +213,7 @@ class _EnsembleWays:
             fewer = [(ensemble.sure_member,)]  # what the others cost for every row is not measured
         ways = [self.top, *(self._way(some, every=1, score=1 - 0.5 ** len(some)) for some in fewer)]
         last = ways[-1]
-        most = most_sparse(ensemble.demands[ensemble.takes[0]], ensemble.manifest.steps)
+        most = most_sparse(ensemble.demands, ensemble.manifest.steps)
         for every in sorted({2, most} if most > 1 else ()):
             ways.append(self._way(last.members, every=every, score=ways[-1].score * _SPARSE_SHARE))
         cheapest = min(places, key=lambda place: measured[_member_stage(self._names[place])].core_s)
@@ -290,7 +290,7 @@ def pacer_of(
 
     Args:
         ways: what can be computed.
-        guesses: rows of each file, where known.
+        guesses: rows of each file as `Ways.rows` yields them, where known.
         ladder: receives the rungs in order.
         deadline_s: the clock's time.
         reserve: time kept for writing.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from alula.bundle import (
     EnsembleManifest,
     Manifest,
     MemberRecord,
+    WholeFileVerdict,
     is_ensemble,
     read_ensemble,
     read_manifest,
@@ -107,6 +109,7 @@ def make_ensemble(
     blend: Blend | None = None,
     post: PostProcessing | None = None,
     labels: Sequence[str] | None = None,
+    verdicts: Mapping[str, WholeFileVerdict] | None = None,
     ladder: Sequence[DeclaredRung] = (),
     cascade: DeclaredCascade | None = None,
     prior: Sequence[float] | None = None,
@@ -115,7 +118,8 @@ def make_ensemble(
     """Write bundles and a blend as one bundle; return its manifest.
 
     The bundles are verified and copied, so that the ensemble can be moved and they can go. A member is called
-    as its folder is, without the suffix, and with a number where another is called so too.
+    as its folder is, without the suffix, and with a number where another is called so too. What
+    `optimize_whole_files` made counts as a bundle of one model, and brings its view along.
 
     Args:
         bundles: of one model each, in the order of the blend's weights.
@@ -123,6 +127,7 @@ def make_ensemble(
         blend: how scores become one; None takes their mean.
         post: steps after the blend, and views of members by name; None for neither.
         labels: the classes of the result in their order; None takes all that any member knows.
+        verdicts: of members that run over long stretches of recordings, by name.
         ladder: what a job does that gets short of time, all members and windows first; empty for members from
             the last backwards, sparser windows, the cheapest member.
         cascade: which windows need all members, as `plan` finds it; None where all do.
@@ -139,13 +144,10 @@ def make_ensemble(
         raise UsageError("An ensemble got no bundles; expected at least one.")
     blend = Mean() if blend is None else blend
     post = PostProcessing() if post is None else post
-    folders = [Path(bundle) for bundle in bundles]
-    manifests = []
-    for folder in folders:
-        manifest = read_manifest(folder)
-        verify(folder, manifest)
-        manifests.append(manifest)
-    names = member_names(folders)
+    verdicts = {} if verdicts is None else verdicts
+    given = [_given(Path(bundle)) for bundle in bundles]
+    manifests = [one.manifest for one in given]
+    names = member_names([Path(bundle) for bundle in bundles])
     for name in post.view:
         if name not in names:
             raise UsageError(
@@ -156,10 +158,11 @@ def make_ensemble(
         MemberRecord(
             name=name,
             folder=f"{MEMBERS}/{name}",
-            checksum=manifest.checksum,
-            view=post.view.get(name, View()),
+            checksum=one.manifest.checksum,
+            view=post.view.get(name, one.view),
+            whole_files=verdicts.get(name, one.verdict),
         )
-        for name, manifest in zip(names, manifests, strict=True)
+        for name, one in zip(names, given, strict=True)
     )
     views = [member.view for member in members]
     plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
@@ -187,10 +190,33 @@ def make_ensemble(
             cascade=cascade,
             prior=None if prior is None else tuple(prior),
         ),
-        members={member.folder: folder for member, folder in zip(members, folders, strict=True)},
+        members={member.folder: one.folder for member, one in zip(members, given, strict=True)},
         replace=replace,
     )
     return read_ensemble(target)
+
+
+class _Given(NamedTuple):
+    """A bundle of one model, and how it looks at recordings where that is known."""
+
+    folder: Path
+    manifest: Manifest
+    view: View = View()
+    verdict: WholeFileVerdict | None = None
+
+
+def _given(folder: Path) -> _Given:
+    """Return a verified bundle of one model: a folder itself, or what is in one made for whole files."""
+    if is_ensemble(folder):
+        whole = read_ensemble(folder)
+        if len(whole.members) == 1 and whole.members[0].whole_files is not None and not whole.steps:
+            verify(folder, whole)
+            (manifest,) = verify_members(folder, whole)
+            record = whole.members[0]
+            return _Given(folder / record.folder, manifest, record.view, record.whole_files)
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    return _Given(folder, manifest)
 
 
 def _check_ladder(
@@ -208,10 +234,10 @@ def _check_ladder(
                     f"The ladder names the member `{name}`; there are {', '.join(names)}."
                     f"{closest(name, names)}"
                 )
-        if rung.every > most_sparse(plan.demands[plan.takes[0]], steps):
+        if rung.every > most_sparse(plan.demands, steps):
             raise UsageError(
                 f"The ladder computes one of {rung.every} windows; expected what still covers the recording, "
-                "and that the steps begin with `overlap`."
+                "that the steps begin with `overlap`, and that no member gives several rows of a window."
             )
     if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
         raise UsageError("The ladder begins with some members or windows; expected all of them there.")
@@ -224,14 +250,18 @@ def _check_ladder(
             )
 
 
-def most_sparse(demand: Demand, steps: Sequence[Step]) -> int:
+def most_sparse(demands: Sequence[Demand], steps: Sequence[Step]) -> int:
     """Return of how many windows one must be computed at least, so that those cover the recording.
 
     It is 1 but where the steps begin with the mean of overlapping windows: then rows of the output are about
-    segments of time, whatever windows there are.
+    segments of time, whatever windows there are. It is 1, too, where a model gives several rows of a window,
+    of which none can be left out.
     """
+    demand = demands[0]
     audio = demand.description
     if not isinstance(audio, AudioInput) or not steps or not isinstance(steps[0], OverlapMean):
+        return 1
+    if any(each.rows > 1 for each in demands):
         return 1
     keep_s = audio.window_s if demand.keep_s is None else demand.keep_s
     return int(keep_s * audio.sample_rate_hz / audio.hop_samples + 1e-6)
@@ -250,6 +280,11 @@ def _check_cascade(cascade: DeclaredCascade, names: Sequence[str], plan: Lineup)
         raise UsageError(
             f"The cascade has {len(cascade.lower)} and {len(cascade.upper)} bounds for {alignment.classes} "
             "classes; expected two for each."
+        )
+    if plan.rows > 1:
+        raise UsageError(
+            "A cascade got a member that gives several rows of a window; expected one row, since each row by "
+            "itself is uncertain or not. Make its bundle window by window, or leave the cascade out."
         )
     if plan.blender.whole_job:
         raise UsageError("A blend by rank needs the scores of all members for all rows: it has no cascade.")
@@ -292,6 +327,16 @@ class Lineup:
     widths: tuple[int, ...]
     blender: Blender
     activation: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result that one row of what the members are given stands for, at most."""
+        return max(demand.rows for demand in self.demands)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Inputs that each member has in one row of what they are given."""
+        return tuple(self.rows // self.demands[place].rows for place in self.takes)
 
 
 def line_up(
@@ -343,7 +388,7 @@ def line_up(
 def _demand(description: InputDescription, view: View) -> Demand:
     if view.hop_s is not None and isinstance(description, AudioInput):
         description = msgspec.structs.replace(description, hop_s=view.hop_s)
-    return Demand(description, view.keep_s)
+    return Demand(description, view.keep_s, view.rows)
 
 
 def _check_member(name: str, manifest: Manifest, view: View) -> None:
@@ -364,9 +409,14 @@ def _check_member(name: str, manifest: Manifest, view: View) -> None:
                 f"The view of `{name}` has `hop_s` {view.hop_s:g}; expected at most its window of "
                 f"{audio.window_s:g} s."
             )
-    elif view.keep_s is not None or view.hop_s is not None or view.frames is not None:
+        if view.rows > 1 and (view.frames is not None or view.hop_s is not None):
+            raise UsageError(
+                f"The view of `{name}` has `rows` beside `frames` or `hop_s`; expected `rows` without them. "
+                "Where the rows of a window lie is part of its model."
+            )
+    elif view.keep_s is not None or view.hop_s is not None or view.frames is not None or view.rows > 1:
         raise UsageError(
-            f"The view of `{name}` has `keep_s`, `hop_s` or `frames`, but it reads no recordings."
+            f"The view of `{name}` has `keep_s`, `hop_s`, `rows` or `frames`, but it reads no recordings."
         )
 
 
@@ -384,12 +434,14 @@ def _output_named(name: str, manifest: Manifest, view: View) -> int:
 
 def _width(name: str, manifest: Manifest, view: View, output: int) -> int:
     spec = manifest.signature.outputs[output]
-    axes = 2 if view.frames is None else 3
+    axes = 2 if view.frames is None and view.rows == 1 else 3
     if len(spec.shape) != axes:
         raise UsageError(
             f"Member `{name}` gives {spec}; expected {axes} axes. Scores per frame need a view with "
-            "`frames`, others must have none."
+            "`frames`, scores of several rows one with `rows`, others must have none."
         )
+    if view.rows > 1 and spec.shape[1] not in (view.rows, *(x for x in spec.shape if isinstance(x, str))):
+        raise UsageError(f"Member `{name}` gives {spec}, but its view says {view.rows} rows of a window.")
     size = spec.shape[1 if view.frames is not None and view.frames.layout == "ct" else -1]
     if isinstance(size, int):
         return size
@@ -474,13 +526,26 @@ class SharedReader:
     def row_spec(self) -> RowSpec | None:
         if self._arrays:
             return None
-        made = (make_features(demand.description) for demand in self._demands)
-        return spec_of(each.sample_shape for each in made if not isinstance(each, ArrayFeatures))
+        most = max(demand.rows for demand in self._demands)
+        shapes = []
+        for demand in self._demands:
+            features = make_features(demand.description)
+            assert not isinstance(features, ArrayFeatures)
+            together = () if demand.rows == most else (most,)
+            shapes.append((*together, *features.sample_shape))
+        return spec_of(shapes)
 
     def spans(self, duration_s: float | None) -> list[Key] | None:
         if self._audio is None:
             return [(None, None)]
         return None if duration_s is None else list(self._audio.spans(duration_s))
+
+    def spans_between(self, key: Key) -> list[Key]:
+        """Return where each row lies that a row of `rows` stands for."""
+        start_s, end_s = key
+        if self._audio is None or start_s is None or end_s is None:
+            return [key]
+        return list(self._audio.spans_between(start_s, end_s))
 
 
 class Ensemble:
@@ -539,8 +604,12 @@ class Ensemble:
         if manifest.cascade is not None:
             self._cascade = _Cascade(manifest.cascade, manifest, self._plan, self._session)
             share = manifest.cascade.share
-        row_bytes = row_bytes_of(members, self._plan.takes)
-        size = shared_batch_size([one.settings for one in running], row_bytes=row_bytes, share=share)
+        size = shared_batch_size(
+            [one.settings for one in running],
+            row_bytes=row_bytes_of(members, self._plan.takes, self._plan.inputs),
+            share=share,
+            inputs=self._plan.inputs,
+        )
         self._settings = Settings(threads=threads, instances=1, batch_size=size)
 
     @property
@@ -597,6 +666,8 @@ class Ensemble:
     ) -> Iterator[tuple[Key, Arrays]]:
         """Yield the rows of a file, in order, each with where it lies: one array for each of `demands`.
 
+        Where a member gives several rows of a window, each stands for as many; see `joint_rows` and `apart`.
+
         Args:
             path: the file.
             decoding: is given what decodes, piece by piece, and returns it, watched.
@@ -622,6 +693,34 @@ class Ensemble:
         return self._reader.spans(duration_s)
 
     @property
+    def joint_rows(self) -> int:
+        """Rows of the result that one row of a batch stands for, at most: r where a member gives r."""
+        return self._plan.rows
+
+    def apart(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
+        """Return the rows of a file each by itself, from those that were computed.
+
+        Rows behind the end of a recording are left out.
+
+        Args:
+            keys: of n rows, as `rows` gives them.
+            outputs: their scores (n, r, c); whatever else belongs to a row is given to each that it was for.
+
+        Returns:
+            Keys of m rows, their scores (m, c), and the rest.
+        """
+        if self._plan.rows == 1:
+            return keys, outputs
+        found = [self._reader.spans_between(key) for key in keys]
+        known = np.array([len(spans) for spans in found])
+        there = np.arange(self._plan.rows) < known[:, None]
+        scores, *others = outputs
+        return list(itertools.chain(*found)), (
+            scores[there],
+            *(np.repeat(other, known, axis=0) for other in others),
+        )
+
+    @property
     def row_shape(self) -> tuple[int, ...] | None:
         """Shape of the scores of one row."""
         return (self._plan.blender.alignment.classes,)
@@ -633,7 +732,7 @@ class Ensemble:
 
     @property
     def least_rows(self) -> int:
-        """Rows that keep every member's instances busy: batches of one round of the largest."""
+        """Rows of a batch that keep every member's instances busy: of one round of the largest."""
         return self._session.round_rows
 
     def some_scores(
@@ -670,12 +769,14 @@ class Ensemble:
         scores, took_s = self._session.run_some(
             batch, chosen, blender=blender, full_batches=True, stopped=stopped, clock=clock
         )
-        if scores is not None and not blender.whole_job and not blender.heard.all():
+        if scores is None:
+            return None, took_s
+        if not blender.whole_job and not blender.heard.all():
             scores[:, ~blender.heard] = unheard[~blender.heard]
-        return scores, took_s
+        return self._together(scores), took_s
 
     def scores(self, batch: Arrays) -> Arrays:
-        """Return the blended scores (n, c) of a batch as a 1-tuple.
+        """Return the blended scores of a batch as a 1-tuple, shape (n, c); or (n, r, c), see `joint_rows`.
 
         For `whole_job` they are those of all members side by side, to be blended by `blend_job`.
         """
@@ -685,9 +786,13 @@ class Ensemble:
         """Return `scores` of a batch; those of a row do not depend on how many rows are beside it."""
         return (self._scores_of_all(batch, full_batches=True),)
 
+    def _together(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return scores (n * r, c) of rows that belong together as (n, r, c), where r is above 1."""
+        return scores if self._plan.rows == 1 else scores.reshape(-1, self._plan.rows, scores.shape[-1])
+
     def _scores_of_all(self, batch: Arrays, *, full_batches: bool) -> NDArray[np.float32]:
         if self._cascade is None:
-            return self._session.run(batch, full_batches=full_batches)
+            return self._together(self._session.run(batch, full_batches=full_batches))
         scores, _ = self._cascade.run(batch, full_batches=full_batches)
         assert scores is not None
         return scores
@@ -885,6 +990,8 @@ def open_member(
         name=name,
         settings=one.settings,
         takes=lineup.takes[place],
+        inputs=lineup.inputs[place],
+        rows=view.rows,
         score=_Scores(one, manifest, view, output=lineup.outputs[place], of_logits=of_logits),
         close=one.session.close,
     )
@@ -907,13 +1014,19 @@ def _beside_others(manifest: Manifest) -> Manifest:
     )
 
 
-def row_bytes_of(members: Sequence[Manifest], takes: Sequence[int]) -> int:
-    """Return the size of the arrays of one row, of which each member takes the one that `takes` says."""
+def row_bytes_of(members: Sequence[Manifest], takes: Sequence[int], inputs: Sequence[int]) -> int:
+    """Return the size of the arrays of one row.
+
+    Args:
+        members: of the ensemble.
+        takes: which array each takes.
+        inputs: that this array holds for each; see `Member`.
+    """
     sizes = {}
-    for member, place in zip(members, takes, strict=True):
+    for member, place, count in zip(members, takes, inputs, strict=True):
         spec = member.signature.inputs[0]
         values = math.prod(size for size in spec.shape[1:] if isinstance(size, int))
-        sizes[place] = values * np.dtype(spec.dtype).itemsize
+        sizes[place] = count * values * np.dtype(spec.dtype).itemsize
     return sum(sizes.values())
 
 

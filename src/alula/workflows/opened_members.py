@@ -87,6 +87,12 @@ class OpenedMembers:
         self.threads = threads
         self.manifests = tuple(read_manifest(folder) for folder in self.folders)
         self.views = tuple(post.view.get(name, View()) for name in self.names)
+        for name, view in zip(self.names, self.views, strict=True):
+            if view.rows > 1:
+                raise UsageError(
+                    f"The view of `{name}` says {view.rows} rows of a window, and a plan measures and judges "
+                    "bundles window by window. Leave it out, or give its network window by window."
+                )
         self.lineup = self.lined_up(self.views, blend=blend, post=post, labels=labels)
         self._check_labels()
         load_s = []
@@ -137,7 +143,7 @@ class OpenedMembers:
     @property
     def settings(self) -> Settings:
         """How `scores` is called: one call at a time, with all threads, many rows."""
-        row_bytes = row_bytes_of(self.manifests, self.lineup.takes)
+        row_bytes = row_bytes_of(self.manifests, self.lineup.takes, self.lineup.inputs)
         size = shared_batch_size([member.settings for member in self._members], row_bytes=row_bytes)
         return Settings(threads=self.threads, instances=1, batch_size=size)
 
@@ -147,7 +153,7 @@ class OpenedMembers:
 
     def call_rows(self, place: int) -> int:
         """Return how many rows a member is given at once when it is run alone."""
-        row_bytes = row_bytes_of([self.manifests[place]], [0])
+        row_bytes = row_bytes_of([self.manifests[place]], [0], [1])
         return shared_batch_size([self._members[place].settings], row_bytes=row_bytes)
 
     def scores_of(self, place: int, rows: NDArray[Any]) -> NDArray[np.float32]:

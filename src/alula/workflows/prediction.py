@@ -307,9 +307,12 @@ def _run_and_write(
     """Compute what the journal lacks, and write all that it has in the order of the tasks."""
     backlog = Backlog(tasks, journal)
     delivery = Delivery(bundle, backlog, journal, sink=sink, report=report, late=None)
+    rows = _RowCount(bundle)
 
     def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        keys, outputs = bundle.apart(keys, outputs)
         keep(journal, task, keys, outputs)
+        rows.delivered += len(keys)
         delivery.write_some()
 
     def fail(task: FileTask, error: AlulaError) -> None:
@@ -324,13 +327,13 @@ def _run_and_write(
         fail=fail,
         settings=bundle.settings,
         cpu_budget=bundle.threads,
-        progress=progress,
+        progress=rows.told(progress),
         total_tasks=missing,
         ordered=False,
         row_spec=row_spec,
     )
     delivery.write_rest()
-    return job
+    return rows.summed_up(job)
 
 
 def _run_before(
@@ -349,7 +352,11 @@ def _run_before(
     """Do what `_run_and_write` does, as far as there is time."""
     clock = deadline.clock
     lengths = deadline.lengths_of([task for task in tasks if journal.find(task.key) is None])
-    guesses = {key: _count(bundle.spans(length_s)) for key, length_s in lengths.items()}
+    expected = {key: _count(bundle.spans(length_s)) for key, length_s in lengths.items()}
+    # What is prepared, computed and paced may be several rows of the output at once.
+    guesses = {
+        key: None if count is None else -(-count // bundle.joint_rows) for key, count in expected.items()
+    }
     ways = ways_of(bundle, prior=deadline.prior, clock=clock)
     ladder: list[Way] = []
     pacer = pacer_of(
@@ -359,7 +366,7 @@ def _run_before(
         deadline_s=deadline.at_s,
         reserve=reserve_of(
             bundle,
-            rows=sum(rows or 0 for rows in guesses.values()) * len(tasks) / max(1, len(guesses)),
+            rows=sum(count or 0 for count in expected.values()) * len(tasks) / max(1, len(expected)),
             files=len(tasks),
             columns=deadline.prior.size,
             allowed_s=deadline.allowed_s,
@@ -370,7 +377,7 @@ def _run_before(
         ways,
         ladder,
         pacer=pacer,
-        last_rows={key: rows - 1 for key, rows in guesses.items() if rows is not None},
+        last_rows={key: count - 1 for key, count in guesses.items() if count is not None},
         clock=clock,
     )
     late = Late(
@@ -386,8 +393,11 @@ def _run_before(
     spec = row_spec or bundle.row_spec
     backlog = Backlog(tasks, journal)
     delivery = Delivery(bundle, backlog, journal, sink=sink, report=report, late=late)
+    rows = _RowCount(bundle)
 
     def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        keys, outputs = bundle.apart(keys, outputs)
+        rows.delivered += len(keys)
         if paced.is_whole(task, np.asarray(outputs[1], np.int16)):
             keep(journal, task, keys, outputs)
         else:
@@ -395,6 +405,8 @@ def _run_before(
         delivery.write_some()
 
     def leave(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
+        keys, outputs = bundle.apart(keys, outputs)
+        rows.delivered += len(keys)
         keep_graded(task, keys, outputs, ended=False)
 
     def keep_graded(task: FileTask, keys: list[Key], outputs: Arrays, *, ended: bool) -> None:
@@ -424,7 +436,7 @@ def _run_before(
         leave=leave,
         settings=bundle.settings,
         cpu_budget=bundle.threads,
-        progress=progress,
+        progress=rows.told(progress),
         total_tasks=missing,
         clock=clock,
         ordered=False,
@@ -432,7 +444,7 @@ def _run_before(
         pace=pacer,
     )
     delivery.write_rest()
-    return job, DeadlineReport(
+    return rows.summed_up(job), DeadlineReport(
         allowed_s=deadline.allowed_s,
         left_s=deadline.at_s - clock(),
         rows=late.rows_by_rung(),
@@ -441,6 +453,37 @@ def _run_before(
         unfinished=str(listed.path) if listed.lines else None,
         guessed_files=late.guessed_files,
     )
+
+
+class _RowCount:
+    """Counts rows of the result, where the job counts what stands for several. Belongs to one thread.
+
+    Attributes:
+        delivered: rows so far.
+    """
+
+    def __init__(self, scorer: Bundle | Ensemble) -> None:
+        self.delivered = 0
+        self._joint_rows = scorer.joint_rows
+
+    def told(self, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+        """Return what reports progress in rows; of files that are under way, in as many as there may be."""
+        if progress is None or self._joint_rows == 1:
+            return progress
+
+        def in_rows(given: Progress) -> None:
+            progress(msgspec.structs.replace(given, samples=given.samples * self._joint_rows))
+
+        return in_rows
+
+    def summed_up(self, job: JobSummary) -> JobSummary:
+        """Return the summary of a job in rows of the result."""
+        return msgspec.structs.replace(
+            job,
+            samples=self.delivered,
+            samples_per_s=self.delivered / job.wall_s if job.wall_s > 0 else 0.0,
+            peak_rows=job.peak_rows * self._joint_rows,
+        )
 
 
 def _count(spans: Sequence[Key] | None) -> int | None:

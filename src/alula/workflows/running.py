@@ -102,8 +102,20 @@ class Scorer(Protocol):
         """Yield the model inputs of a file, in order, each with where it lies."""
         ...
 
+    @property
+    def joint_rows(self) -> int:
+        """Rows of the result that one row of a batch stands for, at most."""
+        ...
+
+    def apart(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
+        """Return rows of a file each by itself, from those that were computed."""
+        ...
+
     def spans(self, duration_s: float | None) -> list[Key] | None:
-        """Return where the rows of a file lie, without reading it; None where that cannot be told."""
+        """Return where the rows of a file lie, without reading it; None where that cannot be told.
+
+        They are rows of the result, each by itself.
+        """
         ...
 
     def scores(self, batch: Arrays) -> Arrays:
@@ -120,7 +132,7 @@ class Scorer(Protocol):
         ...
 
     def finished(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
-        """Return the rows of one file as they are delivered, from all its rows as they were computed."""
+        """Return the rows of one file as they are delivered, from all that `apart` gave of it."""
         ...
 
 
@@ -300,6 +312,15 @@ class Bundle:
         return self._reader.spans(duration_s)
 
     @property
+    def joint_rows(self) -> int:
+        """Rows of the result that one row of a batch stands for: itself."""
+        return 1
+
+    def apart(self, keys: list[Key], outputs: Arrays) -> tuple[list[Key], Arrays]:
+        """Return rows of a file each by itself: as they are."""
+        return keys, outputs
+
+    @property
     def row_shape(self) -> tuple[int, ...] | None:
         """Shape of the scores of one row, as far as the model says it."""
         shape = self.manifest.signature.outputs[0].shape[1:]
@@ -356,7 +377,7 @@ def map_files(
         if result.error is not None:
             yield Prediction(path=result.task, start_s=None, end_s=None, scores=None, error=result.error)
         else:
-            yield _finished(scorer, result.task, result.keys, result.outputs)
+            yield _finished(scorer, result.task, *scorer.apart(result.keys, result.outputs))
 
 
 def _map_kept(scorer: Scorer, paths: Iterable[str | Path], journal: Journal) -> Iterator[Prediction]:
@@ -373,7 +394,7 @@ def _map_kept(scorer: Scorer, paths: Iterable[str | Path], journal: Journal) -> 
         with closing(results):
             for result in results:
                 if result.error is None:
-                    keep(journal, result.task, result.keys, result.outputs)
+                    keep(journal, result.task, *scorer.apart(result.keys, result.outputs))
                 else:
                     journal.keep_failure(result.task.key, str(result.task), result.error)
                 for task, kept in backlog.ready(READY_PER_RESULT):
@@ -415,7 +436,7 @@ def job_key(scorer: Scorer, *, options: dict[str, str] | None = None) -> JobKey:
 
 
 def keep(journal: Journal, task: FileTask, keys: list[Key], outputs: Arrays) -> None:
-    """Put the scores of a file into a journal, as they were computed; see `Journal.keep` for what is raised.
+    """Put the scores of a file into a journal, row by row; see `Journal.keep` for what is raised.
 
     What follows them (the steps of an ensemble, its ranks) is done when they are read, so that there is one
     kind of record, and one way from it to the output whether or not a run was interrupted.

@@ -1,15 +1,20 @@
-"""Whole recordings through a network at once, where that was measured to keep its scores.
+"""Networks run over long stretches of a recording at once, where that was measured to keep their scores.
 
 A network with a context of ten seconds every five does all of its work twice. The part of it that looks only
-so far can run once over the whole spectrogram, and the rest pools its columns window by window. The scores
-differ: frames at a window's ends see the sound beside them instead of padding, starts are rounded to columns,
-and gates are those of a longer stretch. So the way is compared with the network run window by window, and
-what came of it is always said.
+so far can run once over a longer spectrogram, and the rest pools its columns window by window. Both together
+are a network of their own, that takes a stretch and gives the scores of its windows: it is searched like any
+other, in every engine and precision.
+
+The scores differ: columns at a window's ends see the sound beside it instead of padding, windows are moved to
+the nearest column, and gates and normalisations are those of the stretch. So what comes out is compared
+with the network run window by window, and nothing is written where the difference is too large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,212 +23,290 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.accuracy import Metric, accept, compare
-from alula.core import Accuracy, AudioInput, Recipe, Settings, Signature
-from alula.data import open_audio
-from alula.engines import Arrays, Session, engine_named
-from alula.errors import AlulaError, ModelError, UsageError
-from alula.export import SplitModel, split_for_whole_files
-from alula.features import AudioFeatures, LongSpectrogram
-from alula.pipeline import ColumnWalk, columns_of, windows_of
+from alula.accuracy import Metric, accept, compare, default_metric, metric_named
+from alula.bundle import Activation, WholeFileVerdict
+from alula.core import ARTIFACT_FILES, Accuracy, AudioInput, Outcome, Precision, Recipe, Settings, View
+from alula.data import Item, Samples, open_audio, open_samples, split
+from alula.engines import Session, engine_named
+from alula.errors import AccuracyError, BundleError, ModelError, UsageError
+from alula.export import StretchModel, copy_onnx, export_module, signature_of_onnx, write_stretch_model
+from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow, read_description
+from alula.hardware import thread_budget
+from alula.postprocess import PostProcessing
+from alula.sources import load_model, parse_source
+from alula.workflows.ensembling import Ensemble, load, make_ensemble, member_names
+from alula.workflows.optimization import Report, optimize
+from alula.workflows.running import load_bundle
 
-__all__ = ["WholeFileVerdict", "WholeFiles", "open_whole_files"]
+__all__ = ["optimize_whole_files"]
 
-# Of model inputs (c, f, t) with their batch axis.
+# Of model inputs (b, c, f, t).
 _TIME_AXIS = 3
-_BLOCK_S = 60.0
-_HEAD_BATCH = 32
-_RECIPE = Recipe("onnxruntime", "fp32")
+_SAMPLE_WINDOWS = 3
+# Enough for a verdict; a network of some GMAC takes half a minute for them.
+_MOST_ROWS = 300
+_PLAIN = Recipe("onnxruntime", "fp32")
+
+Scores = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-class WholeFileVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether recordings may be run at once, and why.
-
-    Attributes:
-        allowed: whether the scores stayed within the limit.
-        reason: one sentence; of the measurement, or of what makes it impossible.
-        accuracy: the comparison with window by window; None where it was impossible.
-        gated: whether the network has gates over the whole time, which see a longer stretch.
-        computed_once: share of the frames of overlapping windows that are computed, below 1 where the way
-            saves work; its inverse bounds the gain.
-    """
-
-    allowed: bool
-    reason: str
-    accuracy: Accuracy | None = None
-    gated: bool = False
-    computed_once: float | None = None
-
-
-class WholeFiles:
-    """Scores of recordings, each run once from end to end. Made by `open_whole_files`.
-
-    One recording at a time. Memory is bounded whatever its length.
-
-    Attributes:
-        gated: whether the network has gates over the whole time, which see a longer stretch here.
-        computed_once: see `WholeFileVerdict`.
-    """
-
-    def __init__(self, split: SplitModel, description: AudioInput, *, threads: int, block_s: float) -> None:
-        mel = description.mel
-        assert mel is not None
-        part = split.part
-        settings = Settings(threads=threads)
-        engine = engine_named(_RECIPE.engine)
-
-        def load(folder: Path, signature: Signature, batch_size: int) -> Session:
-            sized = msgspec.structs.replace(settings, batch_size=batch_size)
-            return engine.load(folder, recipe=_RECIPE, signature=signature, settings=sized)
-
-        self._long = LongSpectrogram(description)
-        self._backbone = load(split.backbone, split.backbone_signature, 1)
-        self._head = load(split.head, split.head_signature, _HEAD_BATCH)
-        self._part = part
-        self._walk = ColumnWalk(
-            stride=part.stride,
-            before=part.before,
-            after=part.after,
-            axis=_TIME_AXIS - 1,
-            column_axes=part.cut_axes,
-            block_frames=max(1, round(block_s * description.sample_rate_hz / mel.hop)),
-        )
-        hop_frames = description.hop_samples / mel.hop
-        self.gated = part.gated
-        self.computed_once = self._walk.repeated * hop_frames / part.frames
-
-    def scores(self, blocks: Iterable[NDArray[Any]], rate_hz: int) -> Iterator[NDArray[Any]]:
-        """Yield the network's outputs for the windows of a recording, in order, each of shape (n, c).
-
-        Args:
-            blocks: consecutive pieces of the recording, each float32 of shape (t, c), any t.
-            rate_hz: samples per second of the blocks.
-
-        Raises:
-            DataError: a block has another shape or type.
-            EngineError: the engine failed.
-        """
-        counted: list[int] = []
-        stride = self._part.stride
-        windows = windows_of(
-            columns_of(
-                self._long.chunks(blocks, rate_hz, ended=counted.append),
-                lambda stretch: self._backbone.run((stretch,)),
-                walk=self._walk,
-            ),
-            column_axes=self._part.cut_axes,
-            width=self._part.columns,
-            first_column=lambda window: round(self._long.first_frame(window) / stride),
-            count=lambda: counted[0],
-        )
-        while batch := list(islice(windows, _HEAD_BATCH)):
-            yield self._head.run(_stacked(batch))[0]
-
-    def close(self) -> None:
-        """Free the engine's memory."""
-        self._backbone.close()
-        self._head.close()
-
-
-def open_whole_files(
-    model: Path,
-    folder: Path,
+def optimize_whole_files(
+    model: Any,
+    data: Any,
     *,
-    description: AudioInput,
-    recordings: Sequence[Path],
-    window_scores: Callable[[NDArray[np.float32]], NDArray[Any]],
-    metric: Metric,
-    max_drop: float,
-    targets: NDArray[Any] | None = None,
-    threads: int = 1,
-    block_s: float = _BLOCK_S,
-) -> tuple[WholeFiles | None, WholeFileVerdict]:
-    """Return what runs recordings at once, if it keeps the scores of window by window; and the verdict.
+    output: str | Path,
+    input: str | Path | AudioInput,  # noqa: A002 - the name of the option
+    windows: int = 12,
+    keep_s: float | None = None,
+    weights: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    metric: str | None = None,
+    max_drop: float = 0.005,
+    budget: str | float = "10m",
+    engines: Sequence[str] | None = None,
+    precisions: Sequence[Precision] | None = None,
+    threads: int | None = None,
+    activation: Activation = "none",
+    seed: int = 0,
+    replace: bool = False,
+    report: Report = lambda text: None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+) -> Ensemble:
+    """Find the fastest way to run a network over stretches of several windows, if its scores allow it.
 
     Args:
-        model: ONNX file of the network, exported for one window.
-        folder: existing folder for the two halves of the network.
-        description: of its input, with a spectrogram.
-        recordings: to compare on; whole ones, since the difference is at the windows' ends.
-        window_scores: the network window by window: (n, c, f, t) to (n, classes).
-        metric: to compare by.
-        max_drop: the largest drop that is allowed.
-        targets: labels of all windows of the recordings in order; None for a metric that needs none.
-        threads: for one recording.
-        block_s: seconds of a recording in memory at a time.
+        model: as for `optimize`.
+        data: whole recordings, labelled or not, some of them longer than a stretch.
+        output: the ensemble of one member to make, `NAME.alula`; its rows are those of window by window.
+        input: description of the network's own windows, with a spectrogram, or a TOML file of one.
+        windows: of a stretch. More compute less twice, and need more memory; a recording's last stretch is
+            computed whole, however much of it is silence.
+        keep_s: see `alula.core.View`; None for whole windows.
+        weights: as for `optimize`.
+        labels: likewise.
+        metric: as for `optimize`, between what comes out and the network in FP32, window by window; what a
+            recording is labelled with counts for each of its windows. `cosine` where it needs no labels.
+        max_drop: the largest drop of it allowed.
+        budget: of the search, as for `optimize`.
+        engines: only these.
+        precisions: only these.
+        threads: thread budget; None takes min(affinity, CPU quota).
+        activation: what `predict` applies to the scores.
+        seed: of the split.
+        replace: whether a bundle at `output` may be replaced.
+        report: gets lines of text about what is being done.
+        on_outcome: gets every outcome of the search as it is known.
+
+    Returns:
+        The ensemble, loaded.
 
     Raises:
-        DataError: a recording cannot be read.
-        AccuracyError: the metric cannot be computed.
+        AccuracyError: the scores differ by more than allowed; nothing is written.
+        ModelError: the network has no part that looks only so far, or cannot be loaded.
+        UsageError: an option is wrong.
+        DataError: the data cannot be used.
+        BundleError: the bundle cannot be written.
     """
+    target = Path(output)
+    if target.exists() and not replace:
+        raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
+    description = _checked_description(input)
+    stretch = _stretch_of(description, windows)
+    demands = (Demand(description, keep_s), Demand(stretch, keep_s, windows))
+    features = SharedAudioFeatures(demands)
+    samples = open_samples(data, labels=labels)
+    chosen = metric_named(metric or default_metric(samples.targets))
+    parts = split(samples, calibration=300, max_validation=10_000, seed=seed)
+    # Beside the output, because an interrupted search is continued where the model lies as it did.
+    folder = target.with_name(f"{target.name}.stretches")
+    for name in ("window", "stretch"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    report("exporting the network")
+    window_file = _exported(model, weights, folder, _sample(samples, description))
+    stretch_file = folder / "stretch" / ARTIFACT_FILES["onnx"]
+    assert description.mel is not None
+    written = write_stretch_model(
+        window_file,
+        stretch_file,
+        axis=_TIME_AXIS,
+        windows=windows,
+        hop_frames=description.hop_samples / description.mel.hop,
+        frames=AudioFeatures(stretch).sample_shape[-1],
+    )
+    budget_threads = thread_budget(threads)
+    member_path = folder / target.name
+    report("running the network window by window")
+    with closing(_session(window_file, budget_threads)) as by_window:
+        comparison = _Comparison(samples, parts.validation, features, by_window=_only_output(by_window))
+    report("comparing stretches with windows")
     try:
-        way = WholeFiles(
-            split_for_whole_files(model, folder, axis=_TIME_AXIS),
-            description,
-            threads=threads,
-            block_s=block_s,
-        )
-    except (ModelError, UsageError) as error:
-        return None, WholeFileVerdict(allowed=False, reason=str(error))
-    try:
-        verdict = _judged(
-            way,
-            description=description,
-            recordings=recordings,
-            window_scores=window_scores,
-            metric=metric,
+        with closing(_session(stretch_file, budget_threads)) as by_stretch:
+            in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
+            _refuse(in_fp32, "over stretches, in FP32")
+        optimize(
+            str(stretch_file),
+            data,
+            output=member_path,
+            input=stretch,
+            labels=labels,
+            metric="cosine",
             max_drop=max_drop,
-            targets=targets,
-        )
-    except AlulaError:
-        way.close()
+            budget=budget,
+            engines=engines,
+            precisions=precisions,
+            threads=threads,
+            activation=activation,
+            seed=seed,
+            replace=True,
+            report=report,
+            on_outcome=on_outcome,
+        ).close()
+        report("comparing the bundle with windows")
+        with load_bundle(member_path, threads=threads) as bundle:
+            accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
+            _refuse(accuracy, f"over stretches, as {bundle.recipe}")
+    except AccuracyError:
+        shutil.rmtree(folder)  # the same call would end in the same way
         raise
-    if not verdict.allowed:
-        way.close()
-        return None, verdict
-    return way, verdict
+    _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
+    shutil.rmtree(folder)
+    loaded = load(target, threads=threads)
+    assert isinstance(loaded, Ensemble)
+    return loaded
 
 
-def _judged(
-    way: WholeFiles,
+def _write(
+    target: Path,
+    member: Path,
+    view: View,
+    written: StretchModel,
+    accuracy: Accuracy,
     *,
-    description: AudioInput,
-    recordings: Sequence[Path],
-    window_scores: Callable[[NDArray[np.float32]], NDArray[Any]],
-    metric: Metric,
-    max_drop: float,
-    targets: NDArray[Any] | None,
-) -> WholeFileVerdict:
-    features = AudioFeatures(description)
-    baseline: list[NDArray[Any]] = []
-    candidate: list[NDArray[Any]] = []
-    for path in recordings:
-        with open_audio(path) as audio:
-            windows = (window.samples for window in features.windows(audio.blocks(), audio.rate_hz))
-            while batch := list(islice(windows, _HEAD_BATCH)):
-                baseline.append(window_scores(np.stack(batch)))
-        with open_audio(path) as audio:
-            candidate += way.scores(audio.blocks(), audio.rate_hz)
-    accuracy = compare(
-        metric,
-        targets=targets,
-        baseline=np.concatenate(baseline),
-        candidate=np.concatenate(candidate),
-        max_drop=max_drop,
+    replace: bool,
+) -> None:
+    (name,) = member_names([member])
+    verdict = WholeFileVerdict(
+        accuracy=accuracy, gated=written.part.gated, computed_share=written.computed_share
     )
-    refused = accept(accuracy)
-    reason = refused or (
-        f"`{accuracy.metric}` dropped by {accuracy.drop:.4g} on {accuracy.n} windows, "
-        f"at most {accuracy.limit:g} allowed"
-    )
-    return WholeFileVerdict(
-        allowed=refused is None,
-        reason=reason,
-        accuracy=accuracy,
-        gated=way.gated,
-        computed_once=way.computed_once,
+    make_ensemble(
+        [member],
+        target,
+        post=PostProcessing(view={name: view}),
+        verdicts={name: verdict},
+        replace=replace,
     )
 
 
-def _stacked(windows: list[Arrays]) -> Arrays:
-    return tuple(np.ascontiguousarray(np.stack(column)) for column in zip(*windows, strict=True))
+def _checked_description(given: str | Path | AudioInput) -> AudioInput:
+    description = given if isinstance(given, AudioInput) else read_description(given)
+    if not isinstance(description, AudioInput) or description.mel is None:
+        raise UsageError(
+            "The input is no spectrogram of recordings, so there are no stretches to run it over."
+        )
+    if description.hop_samples >= description.window_samples:
+        raise UsageError(
+            f"The windows of {description.window_s:g} s do not overlap, so nothing would be computed once "
+            "that is computed twice now. Give the input a shorter `hop_s`, or use `alula optimize`."
+        )
+    return description
+
+
+def _stretch_of(description: AudioInput, windows: int) -> AudioInput:
+    """Return the description of a stretch: so many windows of the description."""
+    if windows < 2:
+        raise UsageError(f"A stretch got {windows} windows; expected at least 2.")
+    hop_s = description.window_s if description.hop_s is None else description.hop_s
+    return msgspec.structs.replace(
+        description, window_s=description.window_s + (windows - 1) * hop_s, hop_s=windows * hop_s
+    )
+
+
+def _sample(samples: Samples, description: AudioInput) -> NDArray[np.float32]:
+    """Return a few windows of the first recording."""
+    path = samples.items[0].path
+    if samples.kind != "audio" or path is None:
+        raise UsageError(f"{samples.source} holds no recordings; expected some.")
+    with open_audio(path) as audio:
+        found = AudioFeatures(description).windows(audio.blocks(), audio.rate_hz)
+        windows = [window.samples for window in islice(found, _SAMPLE_WINDOWS)]
+    # An export is checked on at least two samples.
+    return np.stack([*windows, windows[-1]])
+
+
+def _exported(model: Any, weights: str | Path | None, folder: Path, sample: NDArray[np.float32]) -> Path:
+    loaded = load_model(parse_source(model, weights=weights, workdir=folder))
+    path = folder / "window" / ARTIFACT_FILES["onnx"]
+    if loaded.onnx_path is not None:
+        copy_onnx(loaded.onnx_path, path)
+    else:
+        assert loaded.module is not None
+        export_module(loaded.module, [sample], target="onnx", folder=path.parent)
+    return path
+
+
+def _session(file: Path, threads: int) -> Session:
+    signature = signature_of_onnx(file)
+    if len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        raise ModelError(
+            f"The network has {len(signature.inputs)} inputs and {len(signature.outputs)} outputs; expected "
+            "one spectrogram and the scores."
+        )
+    return engine_named(_PLAIN.engine).load(
+        file.parent, recipe=_PLAIN, signature=signature, settings=Settings(threads=threads)
+    )
+
+
+def _only_output(session: Session) -> Scores:
+    return lambda x: session.run((x,))[0]
+
+
+class _Comparison:
+    """The first of some recordings, up to a number of windows, and the scores of these window by window."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        indices: Sequence[int],
+        features: SharedAudioFeatures,
+        *,
+        by_window: Scores,
+    ) -> None:
+        self._items: list[Item] = []
+        self._features = features
+        baseline: list[NDArray[Any]] = []
+        owners: list[int] = []  # the recording of each window
+        for index in indices:
+            if len(owners) >= _MOST_ROWS:
+                break
+            self._items.append(samples.items[index])
+            for row in self._rows(samples.items[index]):
+                baseline.append(by_window(row.arrays[0][: row.rows]))
+                owners += [index] * row.rows
+        self._baseline = np.concatenate(baseline)
+        self._targets = None if samples.targets is None else samples.targets[owners]
+
+    def of(self, by_stretch: Scores, *, metric: Metric, max_drop: float) -> Accuracy:
+        """Return the comparison with the scores of stretches."""
+        candidate = [
+            by_stretch(row.arrays[1][None])[0, : row.rows] for item in self._items for row in self._rows(item)
+        ]
+        return compare(
+            metric,
+            targets=self._targets,
+            baseline=self._baseline,
+            candidate=np.concatenate(candidate),
+            max_drop=max_drop,
+        )
+
+    def _rows(self, item: Item) -> Iterator[SharedRow]:
+        assert item.path is not None
+        with open_audio(item.path, start_s=item.start_s, end_s=item.end_s) as audio:
+            yield from self._features.rows(audio.blocks(), audio.rate_hz)
+
+
+def _refuse(accuracy: Accuracy, how: str) -> None:
+    if (refused := accept(accuracy)) is not None:
+        raise AccuracyError(
+            f"Run {how}, the network is not what it is window by window: {refused}. Use `alula optimize`, "
+            "or allow more with `--max-drop`."
+        )

@@ -24,6 +24,7 @@ from alula.workflows import optimization
 
 COMMANDS = (
     "optimize",
+    "whole-files",
     "predict",
     "ensemble",
     "plan",
@@ -221,6 +222,29 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
         )
     (output / "members" / "songs" / "search.jsonl").write_text("x")
     assert "search.jsonl" in failed(run("inspect", output), 1)
+
+
+@pytest.mark.parametrize(
+    ("hop_s", "args", "says"),
+    [
+        (1.0, (), "do not overlap"),
+        (0.5, ("--windows", "1"), "expected at least 2"),
+        (0.5, ("--metric", "top2"), "Did you mean `top1`"),
+        (0.5, ("--keep", "2"), "`keep_s` got 2"),
+        (0.5, ("--data", "absent"), "absent does not exist"),
+    ],
+)
+def test_whole_files_with_wrong_options(
+    run: Run, recordings: Path, tmp_path: Path, hop_s: float, args: tuple[str, ...], says: str
+) -> None:
+    description = tmp_path / "input.toml"
+    description.write_text(
+        f'type = "audio"\nsample_rate_hz = 8000\nwindow_s = 1.0\nhop_s = {hop_s}\n'
+        "[mel]\nn_fft = 256\nhop = 128\nn_mels = 8\n",
+        "utf-8",
+    )
+    given = ("model.onnx", "--data", recordings, "--input", description, "-o", tmp_path / "x.alula", *args)
+    assert says in failed(run("whole-files", *given), 2)
 
 
 @pytest.mark.parametrize(

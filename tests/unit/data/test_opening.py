@@ -101,6 +101,13 @@ class TestFolders:
         with pytest.raises(DataError, match=r"1 files lie beside the class folders, such as `loose\.png`"):
             open_samples(tmp_path)
 
+    def test_names_of_outputs_make_no_classes_where_there_are_no_folders(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x.png", "y.png")
+        samples = open_samples(tmp_path, labels=["cat", "dog"])
+        assert len(samples) == 2
+        assert samples.targets is None
+        assert samples.labels is None
+
     def test_parts_of_a_data_set_are_not_classes(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/cat/x.png", "test/cat/y.png")
         with pytest.raises(DataError, match=r"`test`, `train` look like parts.*Pass one of them"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -136,9 +138,75 @@ def test_a_call_has_a_whole_round_of_every_member(settings: list[Settings], row_
     assert size <= max(8 * largest, 32 + 4 * largest)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A session of a member that takes three windows one by one, and one that takes them as a stretch."""
+
+    session: EnsembleSession
+    inputs: tuple[np.ndarray, np.ndarray]
+    sizes: list[tuple[int, ...]]
+
+
+@pytest.fixture
+def joined(rng: np.random.Generator) -> Iterator[Joined]:
+    windows = rng.standard_normal((5, 3, 2)).astype(np.float32)
+    stretches = rng.standard_normal((5, 6)).astype(np.float32)
+    sizes: list[tuple[int, ...]] = []
+
+    def each(rows: np.ndarray) -> np.ndarray:
+        sizes.append(rows.shape)
+        return rows
+
+    members = [
+        Member(
+            name="each",
+            settings=Settings(batch_size=4),
+            takes=0,
+            inputs=3,
+            score=each,
+            close=lambda: None,
+        ),
+        Member(
+            name="whole",
+            settings=Settings(batch_size=2),
+            takes=1,
+            rows=3,
+            score=lambda rows: rows.reshape(-1, 3, 2),
+            close=lambda: None,
+        ),
+    ]
+    blender = Blender(Mean(), align_labels([None, None], widths=[2, 2], wanted=None))
+    session = EnsembleSession(members, blender=blender, activate=lambda scores: scores)
+    yield Joined(session, (windows, stretches), sizes)
+    session.close()
+
+
+def test_members_with_one_input_for_several_rows_and_members_with_one_for_each(joined: Joined) -> None:
+    windows, stretches = joined.inputs
+    got = joined.session.run(joined.inputs)
+    np.testing.assert_allclose(got, (windows.reshape(15, 2) + stretches.reshape(15, 2)) / 2, rtol=1e-6)
+    assert joined.sizes == [(4, 2), (4, 2), (4, 2), (3, 2)]
+
+
+def test_full_batches_of_members_with_several_rows(joined: Joined) -> None:
+    full = joined.session.run(joined.inputs, full_batches=True)
+    assert joined.sizes == [(4, 2)] * 4
+    np.testing.assert_array_equal(full, joined.session.run(joined.inputs))
+    (windows, stretches), alone = joined.inputs, Blender(Mean(), align_labels([None], widths=[2]))
+    for place, expected in ((0, windows), (1, stretches)):
+        some, _ = joined.session.run_some(joined.inputs, [place], blender=alone, full_batches=True)
+        np.testing.assert_array_equal(some, expected.reshape(15, 2))
+    # A round of four windows is two rows of three each; one of two stretches is two.
+    assert joined.session.round_rows == 2
+
+
 def test_rounds_that_have_a_small_multiple_fit() -> None:
     assert (
         shared_batch_size([Settings(instances=2, batch_size=8), Settings(batch_size=12)], row_bytes=1) == 48
     )
     assert shared_batch_size([Settings(batch_size=1)], row_bytes=1) == 32
     assert shared_batch_size([Settings(batch_size=16)], row_bytes=4 * 2**20) == 16
+    # A row of twelve windows: three of them fill two rounds of one, and one a round of the other.
+    joined = [Settings(instances=2, batch_size=8), Settings(batch_size=1)]
+    assert shared_batch_size(joined, row_bytes=1, inputs=[12, 1]) == 4
+    assert shared_batch_size(joined, row_bytes=1, inputs=[12, 1], share=0.25) == 16

@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 import soxr
@@ -179,6 +180,13 @@ def test_deviations_become_one_and_constant_windows_stay() -> None:
 def test_peak_and_deviation_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="exclude each other"):
         AudioInput(peak_normalize=True, std_normalize=True)
+
+
+def test_a_description_that_does_not_ask_for_the_deviation_is_written_as_before_one_could() -> None:
+    said = msgspec.json.encode(AudioInput(std_normalize=False))
+    assert b"std_normalize" not in said
+    assert AudioInput(std_normalize=False) == AudioInput() == msgspec.json.decode(said, type=AudioInput)
+    assert b'"std_normalize":true' in msgspec.json.encode(AudioInput(std_normalize=True))
 
 
 def test_memory_is_a_block_and_a_window_however_long_the_recording() -> None:

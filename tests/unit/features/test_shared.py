@@ -113,6 +113,102 @@ def test_what_nobody_wants_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(asked) < 3 * shared
 
 
+def test_windows_divided_by_their_deviation_are_those_of_each_description_alone() -> None:
+    scalings = ({}, {"peak_normalize": True}, {"std_normalize": True})
+    demands = [Demand(audio(**scaling, mel=mel)) for mel in (None, MEL) for scaling in scalings]
+    wave = noise(1.3, seed=1)
+    wave[4_000:8_000] *= 0.01  # the second window is much quieter than the first
+    rows = list(SharedAudioFeatures(demands).rows(np.array_split(wave, 3), RATE_HZ))
+    for index, demand in enumerate(demands):
+        got = [row.arrays[index] for row in rows]
+        np.testing.assert_array_equal(got, alone(demand, wave))
+    _, by_peak, by_deviation = rows[1].arrays[:3]
+    assert np.abs(by_peak).max() == 1.0
+    assert by_deviation.std() == pytest.approx(1.0, abs=1e-5)
+
+
+TOGETHER = Demand(audio(window_s=2.5, hop_s=2.0), keep_s=0.5, rows=4)  # each of four rows sees 1 s
+ONE_EACH = Demand(audio(window_s=1.0, hop_s=0.5), keep_s=0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(frames=st.integers(0, 6 * RATE_HZ), cuts=st.integers(1, 6), order=st.permutations(range(4)))
+def test_rows_of_one_window_hold_the_windows_of_each(frames: int, cuts: int, order: list[int]) -> None:
+    wave = noise(frames / RATE_HZ, seed=frames)
+    demands = [
+        TOGETHER,
+        ONE_EACH,
+        Demand(audio(mel=MEL)),
+        Demand(audio(window_s=1.0, hop_s=0.5, mel=MEL), 0.5),
+    ]
+    demands = [demands[place] for place in order]
+    rows = list(SharedAudioFeatures(demands).rows(np.array_split(wave, cuts), RATE_HZ))
+    plain = [alone(demand, wave) for demand in demands]
+    count = len(alone(ONE_EACH, wave))
+    assert len(rows) == -(-count // 4)
+    for number, row in enumerate(rows):
+        known = min(4, count - 4 * number)
+        assert (row.start_s, row.end_s, row.rows) == (2.0 * number, 2.0 * number + 0.5 * known, known)
+        for demand, array, windows in zip(demands, row.arrays, plain, strict=True):
+            if demand is TOGETHER:
+                single = wave[:, 0][round((2.0 * number - 0.25) * RATE_HZ) if number else 0 :]
+                expected = np.concatenate([np.zeros(0 if number else RATE_HZ // 4, np.float32), single])
+                expected = np.pad(expected, (0, 20_000))[:20_000]
+                np.testing.assert_array_equal(array, expected)
+                continue
+            assert len(array) == 4
+            np.testing.assert_array_equal(array[:known], windows[4 * number :][:known])
+            assert not array[known:].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames=st.integers(0, 6 * RATE_HZ), keep_s=st.sampled_from([0.5, 0.75, 1.0]))
+def test_spans_are_those_of_each_row_of_a_window(frames: int, keep_s: float) -> None:
+    features = SharedAudioFeatures([TOGETHER._replace(keep_s=keep_s)])
+    each = SharedAudioFeatures([ONE_EACH._replace(keep_s=keep_s)])
+    wave = noise(frames / RATE_HZ)
+    rows = list(features.rows([wave], RATE_HZ)) if frames else []
+    spans = features.spans(frames / RATE_HZ)
+    assert spans == each.spans(frames / RATE_HZ)
+    found = [features.spans_between(row.start_s, row.end_s) for row in rows]
+    assert [len(spans) for spans in found] == [row.rows for row in rows]
+    assert [span for spans in found for span in spans] == spans
+
+
+def test_spans_are_the_same_numbers_wherever_they_come_from() -> None:
+    """Rows are looked up by them, so times that no float holds exactly must be rounded in one way."""
+    joint = Demand(audio(window_s=0.7, hop_s=0.6), keep_s=0.2, rows=6)
+    features = SharedAudioFeatures([joint])
+    spans = features.spans(100.0)
+    rows = features.rows([noise(100.0)], RATE_HZ)
+    assert [span for row in rows for span in features.spans_between(row.start_s, row.end_s)] == spans
+    assert spans == SharedAudioFeatures([Demand(audio(window_s=0.2, hop_s=0.1))]).spans(100.0)
+    assert len(spans) == 999
+
+
+def test_windows_of_each_row_are_left_out_where_nobody_wants_them() -> None:
+    demands = [TOGETHER, Demand(audio(window_s=1.0, hop_s=0.5, mel=MEL), 0.5), ONE_EACH]
+    features = SharedAudioFeatures(demands)
+    wave = noise(9.3)
+    expected = list(features.rows([wave], RATE_HZ))
+    chosen = [{0}, {1, 2}, set(), {2}, {0, 1}]
+    rows = list(features.rows([wave], RATE_HZ, wanted=chosen.__getitem__))
+    assert len(rows) == len(chosen)
+    for wanted, row, other in zip(chosen, rows, expected, strict=True):
+        assert (row.start_s, row.end_s, row.rows) == (other.start_s, other.end_s, other.rows)
+        assert [array.shape for array in row.arrays] == [array.shape for array in other.arrays]
+        for index in wanted:
+            np.testing.assert_array_equal(row.arrays[index], other.arrays[index])
+
+
+def test_a_key_tells_rows_apart() -> None:
+    assert feature_key(TOGETHER) != feature_key(Demand(TOGETHER.description, keep_s=0.5))
+    assert feature_key(TOGETHER) == feature_key(Demand(TOGETHER.description, keep_s=0.5, rows=4))
+    assert feature_key(Demand(TOGETHER.description, keep_s=1.0, rows=4)) == feature_key(
+        Demand(TOGETHER.description, rows=4)
+    )
+
+
 def test_rows_keep_their_arrays_when_the_next_one_comes() -> None:
     rows = list(SharedAudioFeatures([Demand(audio())]).rows([noise(2.0)], RATE_HZ))
     np.testing.assert_array_equal(np.concatenate([row.arrays[0] for row in rows]), noise(2.0)[:, 0])
@@ -214,6 +310,7 @@ def test_a_key_tells_every_field_apart() -> None:
     base = audio(mel=LogMel(channels=3))
     others = [
         msgspec.structs.replace(base, peak_normalize=True),
+        msgspec.structs.replace(base, std_normalize=True),
         msgspec.structs.replace(base, hop_s=0.25),
         *(
             msgspec.structs.replace(base, mel=msgspec.structs.replace(base.mel, **{name: value}))
@@ -246,7 +343,7 @@ def test_a_key_tells_every_field_apart() -> None:
 
 
 def test_keys_stay_the_same_between_releases() -> None:
-    assert feature_key(Demand(AudioInput(mel=LogMel()))) == "418189c1865a06b9"
+    assert feature_key(Demand(AudioInput(mel=LogMel()))) == "a2bc84be11adb04c"
 
 
 def test_distinct_demands() -> None:
@@ -267,6 +364,8 @@ def test_distinct_demands() -> None:
         ),
         ([Demand(audio()), Demand(audio(hop_s=0.25))], "0.5 s every 0.25 s"),
         ([Demand(audio(), keep_s=0.6)], "`keep_s` got 0.6"),
+        ([Demand(audio(), rows=3)], "a whole number of samples apart"),
+        ([TOGETHER, Demand(audio(window_s=1.5, hop_s=1.0), keep_s=0.5, rows=2)], "give 2 and 4 rows"),
         ([Demand(audio(), keep_s=0.4)], "expected at least the hop of 0.5 s"),
     ],
 )

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from bundles import write_images, write_scripted_bundle, write_wav
 
 from alula.bundle import DeclaredRung
-from alula.core import AudioInput, Blend, ImageInput, Mean, OverlapMean, Rank, Settings, TensorSpec
+from alula.core import AudioInput, Blend, ImageInput, Mean, OverlapMean, Rank, Settings, TensorSpec, View
 from alula.data import open_audio
 from alula.data.audio import AudioBlocks
 from alula.engines.base import Arrays
@@ -419,6 +420,54 @@ def test_windows_are_thinned_out_where_they_overlap(
     assert report.deadline.rows["x1, every second window"] > 20
     assert report.deadline.filled == 0
     assert np.all([scores > 0 for scores in rows_of(tmp_path / "s.csv").values()])
+
+
+def test_members_with_several_rows_of_a_window(
+    machine: Machine, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """One member of three that takes four windows at once; the last ones are not whole."""
+    folder = record(tmp_path / "in", [10.0, 9.0, 4.0, 0.5, *[10.0] * 8], rng)
+    stretch = AudioInput(sample_rate_hz=RATE_HZ, window_s=4.0)
+    joint = write_scripted_bundle(
+        tmp_path / "x2.alula",
+        scratch=tmp_path / "scratch",
+        description=stretch,
+        outputs=(TensorSpec("scores", "float32", ("b", 4, 2)),),
+        shape=(stretch.window_samples,),
+        labels=("a", "b"),
+        scale=2.0,
+        settings=Settings(batch_size=2),
+    )
+    members = [write_member(tmp_path, 1.0), joint, write_member(tmp_path, 4.0)]
+    post = PostProcessing(view={"x2": View(rows=4)})
+    make_ensemble(members, tmp_path / "e.alula", post=post)
+    with load(tmp_path / "e.alula", threads=1) as loaded:
+        assert isinstance(loaded, Ensemble)
+        predict(loaded, [folder], output=tmp_path / "whole" / "s.csv")
+        # 31 stretches: 96 s with all members, 25 s with the first one alone.
+        run = run_before(machine, loaded, folder, tmp_path / "out" / "s.csv")
+        late = run(deadline_s=60.0)
+        got = rows_of(tmp_path / "out" / "s.csv")
+        assert late.deadline is not None and late.deadline.left_s >= 0
+        listed = below(tmp_path / "out" / "unfinished.csv")
+        # With more time the same command does the rest.
+        assert 0 < run(deadline_s=400.0).resumed < 12
+    assert (tmp_path / "out" / "s.csv").read_bytes() == (tmp_path / "whole" / "s.csv").read_bytes()
+    assert list(got) == list(rows_of(tmp_path / "whole" / "s.csv"))
+    counts: dict[str, int] = {}
+    for (name, start_s), scores in got.items():
+        rung = listed.get((name, start_s), "x1 + x2 + x4")
+        counts[rung] = counts.get(rung, 0) + 1
+        wave = np.append(soundfile.read(folder / name)[0], np.zeros(4 * RATE_HZ))
+        first = round(start_s) // 4 * 4
+        own = wave[round(start_s) * RATE_HZ :][:2]
+        # The scripted member gives the first values of its window, two for each of its rows.
+        stretched = wave[first * RATE_HZ + 2 * (round(start_s) - first) :][:2]
+        given = {"x1": own, "x2": 2 * stretched, "x4": 4 * own}
+        np.testing.assert_allclose(scores, np.mean([given[one] for one in rung.split(" + ")], 0), rtol=1e-4)
+    assert counts == late.deadline.rows
+    assert set(counts) - {"x1 + x2 + x4"} <= {"x1 + x2", "x1"}
+    assert 20 < counts["x1 + x2 + x4"] < 90
 
 
 def test_the_ladder_that_an_ensemble_declares(machine: Machine, recordings: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from alula.core import (
 from alula.engines.fake import FakeSession
 from alula.errors import BundleError, UsageError
 from alula.features import MelSpectrograms
+from alula.pipeline import Progress
 from alula.postprocess import PostProcessing, Track, apply_steps
 from alula.workflows import Ensemble, ensembling, load, make_ensemble, predict
 
@@ -219,6 +220,91 @@ def test_context_around_each_row(maker: Maker, recordings: list[Path], tmp_path:
         np.testing.assert_array_equal(result.end_s, np.arange(n) + 1.0)
         expected = [(wave[k * RATE_HZ :][:2] + 2 * led[k * RATE_HZ :][:2]) / 3 for k in range(n)]
         np.testing.assert_allclose(result.scores, expected, rtol=1e-5)
+
+
+def stretches(maker: Maker) -> list[Path]:
+    """One that gives a row of 1 s, and one that gives three rows of 4 s every 3 s: each sees 2 s of them."""
+    stretch = AudioInput(sample_rate_hz=RATE_HZ, window_s=4.0, hop_s=3.0)
+    return [maker.audio("plain"), maker.audio("joint", stretch, outputs=scores_spec(3, 2))]
+
+
+JOINT = {"joint": View(rows=3, keep_s=1.0)}
+
+
+def plain_and_joint(path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the members of `stretches` give for each of the first n seconds."""
+    wave = np.concatenate([wave_of(path), np.zeros(RATE_HZ, np.float32)])
+    led = np.concatenate([np.zeros(RATE_HZ // 2, np.float32), wave])
+    plain = np.stack([wave[k * RATE_HZ :][:2] for k in range(n)])
+    # The scripted member gives the first values of its window, two for each of its rows.
+    return plain, np.stack([led[k // 3 * 3 * RATE_HZ + 2 * (k % 3) :][:2] for k in range(n)])
+
+
+def test_three_rows_of_a_window_beside_one_of_each(
+    maker: Maker, recordings: list[Path], tmp_path: Path
+) -> None:
+    post = PostProcessing(view=JOINT, step=(Smoothing(kernel=(0.25, 0.5, 0.25)),))
+    make_ensemble(stretches(maker), tmp_path / "e.alula", blend=Mean(weights=(1, 2)), post=post)
+    seen: list[Progress] = []
+    with opened(tmp_path / "e.alula") as ensemble:
+        results = list(ensemble.map(recordings))
+        kept = [list(ensemble.map(recordings, journal=tmp_path / "journal")) for _ in range(2)]
+        report = predict(ensemble, recordings, output=tmp_path / "scores.csv", progress=seen.append)
+    for result, path, n in zip(results, recordings, (1, 3, 6), strict=True):
+        plain, joint = plain_and_joint(path, n)
+        track = Track(np.arange(n, dtype=float), np.arange(n) + 1.0, (plain + 2 * joint) / 3)
+        np.testing.assert_array_equal(result.start_s, track.start_s)
+        np.testing.assert_array_equal(result.end_s, track.end_s)
+        np.testing.assert_allclose(result.scores, apply_steps(post.step, track).scores, rtol=1e-5)
+    written = values_of(tmp_path / "scores.csv", 1)
+    for again in kept:
+        for result, other in zip(results, again, strict=True):
+            np.testing.assert_array_equal(result.start_s, other.start_s)
+            np.testing.assert_array_equal(result.scores, other.scores)
+    np.testing.assert_allclose(written[:, 0], [0, 0, 1, 2, *range(6)])
+    np.testing.assert_allclose(written[:, 2:], np.concatenate([one.scores for one in results]), rtol=1e-5)
+    assert report.job.samples == 10
+    # Each of the three windows of three rows counts as such while it is computed.
+    assert seen[-1].samples == 12
+
+
+def test_ranks_where_a_window_gives_several_rows(
+    maker: Maker, recordings: list[Path], tmp_path: Path
+) -> None:
+    """Rows behind the end of a recording have no rank."""
+    make_ensemble(stretches(maker), tmp_path / "e.alula", blend=Rank(), post=PostProcessing(view=JOINT))
+    with opened(tmp_path / "e.alula") as ensemble:
+        predict(ensemble, recordings, output=tmp_path / "scores.csv")
+    files = [plain_and_joint(path, n) for path, n in zip(recordings, (1, 3, 6), strict=True)]
+    members = [np.concatenate(column) for column in zip(*files, strict=True)]
+    ranks = [scipy.stats.rankdata(x, axis=0) / len(x) for x in members]
+    np.testing.assert_allclose(values_of(tmp_path / "scores.csv", 3), (ranks[0] + ranks[1]) / 2, rtol=1e-5)
+
+
+def test_what_there_is_not_for_several_rows_of_a_window(maker: Maker, tmp_path: Path) -> None:
+    # Rows of a second every half second, three of a window.
+    dense = AudioInput(sample_rate_hz=RATE_HZ, window_s=2.5, hop_s=1.5)
+    bundles = [maker.audio("plain"), maker.audio("joint", dense, outputs=scores_spec(3, 2))]
+    cascade = DeclaredCascade(member="plain", lower=(0, 0), upper=(1, 1), share=0.5)
+    sparse = [
+        DeclaredRung(members=("plain", "joint"), score=2.0),
+        DeclaredRung(members=("plain",), every=2, score=1.0),
+    ]
+    joint = View(rows=3, keep_s=1.0)
+    cases: list[tuple[View, dict[str, object], str]] = [
+        (joint, {"cascade": cascade}, "A cascade got a member that gives several rows"),
+        (joint, {"ladder": sparse}, "no member gives several rows of a window"),
+        (msgspec.structs.replace(joint, hop_s=0.5), {}, "expected `rows` without them"),
+        (msgspec.structs.replace(joint, frames=CentralMaximum(central_s=1.0)), {}, "expected `rows` without"),
+        (msgspec.structs.replace(joint, rows=2), {}, "its view says 2 rows"),
+    ]
+    for view, options, says in cases:
+        post = PostProcessing(
+            view={"plain": View(hop_s=0.5), "joint": view}, step=(OverlapMean(segment_s=1.0),)
+        )
+        with pytest.raises(UsageError, match=says):
+            make_ensemble(bundles, tmp_path / "e.alula", post=post, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "e.alula").exists()
 
 
 @pytest.mark.parametrize("layout", ["tc", "ct"])

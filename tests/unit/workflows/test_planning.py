@@ -211,6 +211,12 @@ def test_blends_of_tables(make: Any, tables: Tables, blend: Blend) -> None:
     assert found.plan.score == pytest.approx(auc(tables.truth, blended), abs=1e-4)
 
 
+def test_no_plan_of_several_rows_of_a_window(make: Callable[..., Path], soundscapes: Path) -> None:
+    post = PostProcessing(view={"p": View(rows=2)})
+    with pytest.raises(UsageError, match="judges bundles window by window"):
+        planned([make("p")], data=soundscapes, post=post)
+
+
 @pytest.mark.parametrize(
     ("overlaps", "steps"),
     [((1,), ()), ((2,), ()), ((1, 2), (Smoothing(kernel=(0.1, 0.8, 0.1)),))],

@@ -1,21 +1,22 @@
-"""Whole recordings at once, against the network in eager PyTorch window by window."""
+"""Networks over long stretches of recordings, against the network in eager PyTorch window by window."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
 import torch
 from torch import nn
 
-from alula.accuracy import metric_named
-from alula.core import ARTIFACT_FILES, Affine, AudioInput, LogMel, MinMax
-from alula.data import open_audio
+from alula.bundle import read_ensemble
+from alula.core import ARTIFACT_FILES, Affine, AudioInput, LogMel, View
+from alula.errors import AccuracyError, UsageError
 from alula.export import export_module
-from alula.features import AudioFeatures
-from alula.workflows import WholeFiles, WholeFileVerdict, open_whole_files
+from alula.features import Demand, SharedAudioFeatures
+from alula.workflows import Ensemble, load, make_ensemble, optimize_whole_files
 
 RATE_HZ = 8_000
 # A window holds 81 frames, of which the networks use 80; starts lie 40 frames apart, at whole columns.
@@ -53,23 +54,16 @@ def network(*, padded: bool, middle: slice) -> nn.Module:
         return Detector(padded=padded, middle=middle).eval()
 
 
-def recording(path: Path, seconds: float, *, seed: int = 0) -> Path:
-    chance = np.random.default_rng(seed)
-    wave = 0.1 * chance.standard_normal(round(seconds * RATE_HZ))
-    wave *= 1.0 + np.sin(np.arange(len(wave)) / 2_000.0)
-    soundfile.write(path, wave, RATE_HZ, subtype="FLOAT")
-    return path
-
-
-def windows(path: Path) -> np.ndarray:
-    with open_audio(path) as audio:
-        found = [one.samples for one in AudioFeatures(INPUT).windows(audio.blocks(), audio.rate_hz)]
-    return np.stack(found)
-
-
-def eager(module: nn.Module, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return module(torch.from_numpy(x)).numpy()
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six recordings of noise that swells, of 5 to 13 s."""
+    folder = tmp_path_factory.mktemp("recordings")
+    chance = np.random.default_rng(0)
+    for index in range(6):
+        wave = 0.1 * chance.standard_normal(round((5.0 + 1.6 * index) * RATE_HZ))
+        wave *= 1.0 + np.sin(np.arange(len(wave)) / 2_000.0)
+        soundfile.write(folder / f"{index}.wav", wave, RATE_HZ, subtype="FLOAT")
+    return folder
 
 
 def exported(module: nn.Module, folder: Path) -> Path:
@@ -78,94 +72,148 @@ def exported(module: nn.Module, folder: Path) -> Path:
     return folder / ARTIFACT_FILES["onnx"]
 
 
+def windows_of(path: Path) -> np.ndarray:
+    wave, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    rows = SharedAudioFeatures([Demand(INPUT, keep_s=0.5)]).rows([wave], RATE_HZ)
+    return np.stack([row.arrays[0] for row in rows])
+
+
+def eager(module: nn.Module, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return module(torch.from_numpy(x)).numpy()
+
+
 @pytest.fixture(scope="module")
-def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """Return a network that pads its maps and uses all columns, and its ONNX file."""
-    module = network(padded=True, middle=slice(None))
-    return module, exported(module, tmp_path_factory.mktemp("padded"))
-
-
-def opened(
-    module: nn.Module,
-    model: Path,
-    folder: Path,
-    files: list[Path],
-    *,
-    description: AudioInput = INPUT,
-    max_drop: float = 1e-6,
-    block_s: float = 1.7,
-) -> tuple[WholeFiles | None, WholeFileVerdict]:
-    return open_whole_files(
-        model,
-        folder,
-        description=description,
-        recordings=files,
-        window_scores=lambda x: eager(module, x),
-        metric=metric_named("cosine"),
-        max_drop=max_drop,
-        block_s=block_s,
-    )
-
-
-def whole(way: WholeFiles, path: Path) -> np.ndarray:
-    with open_audio(path) as audio:
-        return np.concatenate(list(way.scores(audio.blocks(), audio.rate_hz)))
-
-
-def test_columns_that_see_no_window_end_give_the_scores_of_each_window(tmp_path: Path) -> None:
-    # Without padding of its own, and with the outermost columns, which see padded frames, left out.
+def made(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """Return a network whose columns see no window's end, and what was made of it."""
+    folder = tmp_path_factory.mktemp("made")
     module = network(padded=False, middle=slice(2, -2))
-    file = recording(tmp_path / "a.wav", 20.3)
-    way, verdict = opened(module, exported(module, tmp_path), tmp_path, [file])
-    assert way is not None
-    assert (verdict.allowed, verdict.gated) == (True, False)
-    got, expected = whole(way, file), eager(module, windows(file))
-    assert got.shape == expected.shape == (40, 5)
-    # Float32 in another order of sums; scores are around 1.
-    np.testing.assert_allclose(got, expected, atol=1e-4)
-    way.close()
+    output = folder / "detector.alula"
+    optimize_whole_files(
+        exported(module, folder),
+        recordings,
+        output=output,
+        input=INPUT,
+        windows=6,
+        keep_s=0.5,
+        metric="cosine",
+        engines=["onnxruntime"],
+        precisions=["fp32"],
+        budget="20s",
+        labels=["a", "b", "c", "d", "e"],
+        max_drop=1e-3,
+    ).close()
+    return module, output
 
 
-def test_padding_makes_a_difference_that_is_measured(padded: tuple[nn.Module, Path], tmp_path: Path) -> None:
-    file = recording(tmp_path / "a.wav", 10.0)
-    way, verdict = opened(*padded, tmp_path, [file], max_drop=1e-12)
-    assert way is None
-    assert not verdict.allowed
-    assert verdict.accuracy is not None
-    assert verdict.accuracy.drop > 1e-12
-    assert "more than the 1e-12 allowed" in verdict.reason
-
-
-def test_a_small_difference_within_the_limit_is_allowed_and_said(
-    padded: tuple[nn.Module, Path], tmp_path: Path
+def test_the_rows_of_a_recording_are_those_of_window_by_window(
+    made: tuple[nn.Module, Path], recordings: Path
 ) -> None:
-    file = recording(tmp_path / "a.wav", 10.0)
-    way, verdict = opened(*padded, tmp_path, [file], max_drop=0.5)
-    assert way is not None
-    assert verdict.accuracy is not None
-    assert verdict.accuracy.n == 19
-    assert "at most 0.5 allowed" in verdict.reason
-    assert verdict.computed_once is not None
-    way.close()
+    module, output = made
+    files = sorted(recordings.iterdir())
+    with load(output) as ensemble:
+        assert isinstance(ensemble, Ensemble)
+        results = list(ensemble.map(files))
+    for path, result in zip(files, results, strict=True):
+        expected = eager(module, windows_of(path))
+        assert result.scores is not None
+        assert result.start_s is not None
+        assert result.start_s.tolist() == [0.5 * k for k in range(len(expected))]
+        # The first and the last window see silence here, and zeros of the spectrogram's padding there.
+        np.testing.assert_allclose(result.scores[1:-1], expected[1:-1], atol=1e-3)
 
 
-def test_long_blocks_compute_half_of_windows_that_overlap_by_half(
-    padded: tuple[nn.Module, Path], tmp_path: Path
+def test_the_verdict_is_kept_in_the_ensemble(made: tuple[nn.Module, Path]) -> None:
+    (record,) = read_ensemble(made[1]).members
+    assert record.view == View(rows=6, keep_s=0.5)
+    verdict = record.whole_files
+    assert verdict is not None
+    assert verdict.accuracy.metric == "cosine"
+    assert verdict.accuracy.drop <= 1e-3
+    assert not verdict.gated
+    # 19 columns of a window each, and one column for every 4 frames of 3.5 s.
+    assert verdict.computed_share == pytest.approx((3.5 / 0.05 - 1) / (6 * 19), abs=0.01)
+    assert not made[1].with_name("detector.alula.stretches").exists()
+
+
+SCORE = """
+import numpy as np
+
+calls = []
+
+def fn(y_true, y_pred):
+    calls.append(y_true)
+    np.save(r"{seen}", calls[0])
+    return -float(len(calls))  # each call is worse than the one before
+"""
+
+
+def test_the_label_of_a_recording_counts_for_each_of_its_windows(recordings: Path, tmp_path: Path) -> None:
+    lengths: dict[int, int] = {0: 0, 1: 0}
+    for index, path in enumerate(sorted(recordings.iterdir())):
+        folder = tmp_path / "classes" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).symlink_to(path)
+        lengths[index % 2] += len(windows_of(path))
+    score = tmp_path / "score.py"
+    score.write_text(SCORE.format(seen=tmp_path / "seen.npy"), "utf-8")
+    with pytest.raises(AccuracyError, match=r"score.py:fn` fell from -1 to -2"):
+        optimize_whole_files(
+            exported(network(padded=True, middle=slice(None)), tmp_path),
+            tmp_path / "classes",
+            output=tmp_path / "x.alula",
+            input=INPUT,
+            windows=6,
+            keep_s=0.5,
+            metric=f"{score}:fn",
+            labels=["a", "b", "c", "d", "e"],
+        )
+    seen = np.load(tmp_path / "seen.npy")
+    # Of the recordings that validate, all windows, each with its recording's class.
+    assert set(seen.tolist()) == {0, 1}
+    assert all(0 < np.count_nonzero(seen == label) <= count for label, count in lengths.items())
+    assert len(seen) > 2
+
+
+def test_it_goes_into_larger_ensembles_with_its_view(made: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    manifest = make_ensemble([made[1], made[1]], tmp_path / "two.alula")
+    assert [member.view for member in manifest.members] == 2 * [View(rows=6, keep_s=0.5)]
+    assert all(member.whole_files is not None for member in manifest.members)
+
+
+def test_scores_that_differ_too_much_are_not_written(recordings: Path, tmp_path: Path) -> None:
+    module = network(padded=True, middle=slice(None))
+    with pytest.raises(AccuracyError, match="more than the 1e-12 allowed"):
+        optimize_whole_files(
+            exported(module, tmp_path),
+            recordings,
+            output=tmp_path / "x.alula",
+            input=INPUT,
+            windows=6,
+            keep_s=0.5,
+            metric="cosine",
+            max_drop=1e-12,
+        )
+    assert not list(tmp_path.glob("x.alula*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        ({"hop_s": None}, {}, "do not overlap"),
+        ({"mel": None}, {}, "no spectrogram"),
+        ({}, {"windows": 1}, "expected at least 2"),
+        ({}, {"metric": "top2"}, "Did you mean `top1`"),
+    ],
+)
+def test_what_gains_nothing_or_cannot_be_judged_is_refused(
+    recordings: Path, tmp_path: Path, changes: dict[str, object], options: dict[str, object], says: str
 ) -> None:
-    file = recording(tmp_path / "a.wav", 3.0)
-    way, verdict = opened(*padded, tmp_path, [file], max_drop=0.5, block_s=60.0)
-    assert way is not None
-    assert verdict.computed_once == pytest.approx(0.5, abs=0.005)
-    way.close()
-
-
-def test_what_belongs_to_each_window_is_refused_with_its_reason(
-    padded: tuple[nn.Module, Path], tmp_path: Path
-) -> None:
-    file = recording(tmp_path / "a.wav", 3.0)
-    mel = LogMel(n_fft=256, hop=100, n_mels=16, normalize=(MinMax(),))
-    description = AudioInput(sample_rate_hz=RATE_HZ, window_s=1.0, hop_s=0.5, mel=mel)
-    way, verdict = opened(*padded, tmp_path, [file], description=description)
-    assert way is None
-    assert verdict.accuracy is None
-    assert "normalised by its own values" in verdict.reason
+    with pytest.raises(UsageError, match=says):
+        optimize_whole_files(
+            "model.onnx",
+            recordings,
+            output=tmp_path / "x.alula",
+            input=msgspec.structs.replace(INPUT, **changes),
+            **options,  # type: ignore[arg-type]
+        )
