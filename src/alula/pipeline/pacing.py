@@ -7,6 +7,7 @@ decides.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ K = TypeVar("K", bound=Hashable)
 
 # The first piece warms caches and engines up; later ones cost less by up to this share.
 _FIRST_SPREAD = 0.3
+# Pieces shorter than this are taken together: a decision and a reading cost some tenths of a millisecond.
+_LOOK_S = 0.02
 # Least cost of a unit: a stage that costs nothing could not be learned of.
 _LEAST_CORE_S = 1e-9
 # What was opened corrects the guesses of what was not, as soon as it is this share of them.
@@ -102,6 +105,8 @@ class Pacer(Generic[K]):
         self._first_rows = first_rows
         self._least_rows = least_rows
         self._decides_since_s = 0.0
+        self._decided_s = self._recorded_s = self._looked_s = -math.inf
+        self._row_s = 0.0
         self._lock = threading.Lock()
         known = [rows for rows in guesses.values() if rows is not None]
         mean = sum(known) / len(known) if known else 1.0
@@ -175,16 +180,18 @@ class Pacer(Generic[K]):
                 rows = min(at_hand, self._first_rows)
                 self._begun += rows
                 return Piece(0, rows)
-            left = self._left(at_hand)
-            decision = self._scheduler.decide(left)
-            self._latest = decision
+            now_s = self._clock()
+            decision = self._latest
+            if decision is None or now_s - self._decided_s >= _LOOK_S:
+                left = self._left(at_hand)
+                decision = self._latest = self._scheduler.decide(left)
+                self._decided_s = now_s
+                self._row_s = (decision.expected_end_s - now_s) / left.rows
             rows = at_hand
             if decision.rows < at_hand:
                 rows = min(at_hand, max(1, decision.rows // self._least_rows) * self._least_rows)
-            now_s = self._clock()
-            took_s = (decision.expected_end_s - now_s) * rows / left.rows
             # A piece that would not end in time would keep the process from its end, and be lost.
-            if decision.rung is None or now_s + took_s > decision.stop_s:
+            if decision.rung is None or now_s + rows * self._row_s > decision.stop_s:
                 self._is_over = True
                 return None
             self._rung = decision.rung
@@ -194,13 +201,16 @@ class Pacer(Generic[K]):
     def finished(self, stages: Mapping[str, Finished]) -> None:
         """Take note of a piece that has ended."""
         with self._lock:
-            done = dict(self._prepared)
-            self._prepared = {}
-            _add(done, stages)
+            _add(self._prepared, stages)
+            now_s = self._clock()
+            if self._scheduler is not None and now_s - self._recorded_s < _LOOK_S:
+                return
+            self._recorded_s = now_s
+            done, self._prepared = self._prepared, {}
             if self._scheduler is not None:
                 self._scheduler.record(done)
                 return
-            _add(self._measured, done)
+            self._measured = done
             self._begin_to_decide()
 
     def _begin_to_decide(self) -> None:
@@ -239,9 +249,11 @@ class Pacer(Generic[K]):
 
     def _over(self) -> bool:
         if not self._is_over:
-            if self._scheduler is not None:
+            now_s = self._clock()
+            if self._scheduler is not None and now_s - self._looked_s >= _LOOK_S:
                 self._stop_s = self._scheduler.stop_s()
-            self._is_over = self._clock() >= self._stop_s
+                self._looked_s = now_s
+            self._is_over = now_s >= self._stop_s
         return self._is_over
 
     def eta_s(self) -> float | None:
