@@ -75,7 +75,7 @@ class OpenedMembers:
             if is_ensemble(folder):
                 raise UsageError(
                     f"{folder} is an ensemble; expected bundles of one model each. Give those in its folder "
-                    "`members`."
+                    "`members`, unless they run over long stretches: plans are made window by window."
                 )
         self.names = tuple(member_names(self.folders))
         for name in post.view:
