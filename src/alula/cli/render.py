@@ -209,7 +209,7 @@ def draw_ensemble(console: Console, bundle: Path, manifest: EnsembleManifest) ->
 
 
 def _member(member: MemberRecord) -> str:
-    said = _fields(member.name, member.view)
+    said = _fields(member.name, member.view, skipped=() if member.view.rows > 1 else ("rows",))
     if (verdict := member.whole_files) is None:
         return said
     accuracy = verdict.accuracy
@@ -220,8 +220,8 @@ def _member(member: MemberRecord) -> str:
     )
 
 
-def _fields(name: str, value: msgspec.Struct) -> str:
-    """Return a name and what a value says beyond its defaults.
+def _fields(name: str, value: msgspec.Struct, *, skipped: Sequence[str] = ()) -> str:
+    """Return a name and what a value says, without what is nothing and without some fields.
 
     >>> from alula.core import TopScaling
     >>> _fields("top", TopScaling(k=3))
@@ -230,7 +230,7 @@ def _fields(name: str, value: msgspec.Struct) -> str:
     said = [name]
     for field in msgspec.structs.fields(value):
         given = getattr(value, field.name)
-        if given not in (None, {}) and given != field.default:
+        if given not in (None, {}) and field.name not in skipped:
             words = msgspec.json.encode(given).decode() if not isinstance(given, str) else given
             said.append(f"{field.name} {words}")
     return ", ".join(said)
