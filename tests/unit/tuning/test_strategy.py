@@ -269,7 +269,8 @@ def test_the_budget_is_used_and_kept(budget_s: float) -> None:
         shares.append(clock.monotonic() / budget_s)
     assert len(shares) > 15
     assert max(shares) <= 1.10
-    assert statistics.median(shares) >= 0.95
+    # Time was kept for three finalists; where fewer came close in the race, some of it is left.
+    assert statistics.median(shares) >= 0.90
 
 
 def test_a_recipe_that_does_not_end_in_time_is_given_up() -> None:
