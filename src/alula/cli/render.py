@@ -13,7 +13,7 @@ from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, MemberRecord,
 from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.planning import plan_rows
-from alula.tuning import read_journal
+from alula.tuning import NO_TIME, read_journal
 from alula.workflows import (
     PRIOR,
     BenchReport,
@@ -37,6 +37,8 @@ __all__ = [
     "draw_search",
     "draw_survey",
 ]
+
+_OUTDONE = "they cannot win by what is known of others; `alula report` says why"
 
 
 def _plain_table(*columns: str, right: Iterable[int] = ()) -> Table:
@@ -82,15 +84,17 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         "baseline",
     )
     untried: dict[str, list[str]] = {}
+    luckier = False
     for row in _best_by_recipe(outcomes):
         if isinstance(row, Rejected) and not row.tried:
-            untried.setdefault(row.reason, []).append(row.recipe.name)
+            untried.setdefault(row.reason if row.reason == NO_TIME else _OUTDONE, []).append(row.recipe.name)
         elif isinstance(row, Accepted):
             recipe = row.candidate.recipe.name
             chosen = recipe == manifest.chosen.recipe
             # The chosen one was measured again beside the baseline; the others stand as screened.
             settings = manifest.chosen.settings if chosen else row.candidate.settings
             per_s = manifest.chosen.throughput_per_s if chosen else row.throughput.per_s
+            luckier = luckier or per_s > manifest.chosen.throughput_per_s
             table.add_row(
                 recipe,
                 str(settings),
@@ -103,6 +107,11 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         else:
             table.add_row(row.recipe.name, "", "", "", "", "", _loss(row))
     console.print(table)
+    if luckier:
+        console.print(
+            "The chosen one won side by side; the others' figures are from short looks in other minutes.",
+            style="dim",
+        )
     for reason, names in untried.items():
         console.print(f"not tried ({reason}): {_short(names)}", style="dim", highlight=False)
     console.print()

@@ -25,10 +25,12 @@ from alula.tuning.messages import (
 from alula.tuning.process import Child, ChildError
 from alula.tuning.roofline import measure_roofline
 from alula.tuning.search import Finalist, SearchPlan, SearchResult, search
+from alula.tuning.strategy import NO_TIME
 from alula.tuning.workshop import Workshop
 
 __all__ = [
     "BATCH_SIZES",
+    "NO_TIME",
     "Child",
     "ChildError",
     "Comparison",

@@ -27,7 +27,7 @@ from alula.errors import EngineError
 from alula.measure import Clock, Round, ratio
 from alula.measure.statistics import MIN_ROUNDS
 
-__all__ = ["Effort", "Field", "Standing", "Strategy"]
+__all__ = ["NO_TIME", "Effort", "Field", "Standing", "Strategy"]
 
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
@@ -38,7 +38,8 @@ _AGREE = 1.04  # the higher of two looks over the lower
 _CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
 _FEWEST = 3  # contenders
-_NO_TIME = "the budget is used up"
+NO_TIME = "the budget is used up"
+"""Why a recipe was not tried that may have been worth it."""
 _CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
 
 
@@ -211,7 +212,7 @@ class Strategy:
             self._take(left.pop(0))
             standings = self._race()
         for recipe in left:
-            self._field.skip(recipe, self._outdone(recipe) or _NO_TIME)
+            self._field.skip(recipe, self._outdone(recipe) or NO_TIME)
         return standings
 
     def call_s(self, candidate: Candidate) -> float:

@@ -12,6 +12,7 @@ from rich.console import Console
 from alula.bundle import read_manifest
 from alula.cli import render
 from alula.core import Outcome, Recipe, Rejected
+from alula.tuning import NO_TIME
 
 
 def drawn(bundle: Path, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -25,13 +26,17 @@ def drawn(bundle: Path, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch
 def test_what_was_not_tried_takes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_audio_bundle(tmp_path / "b.alula", scratch=tmp_path)
     recipes = [Recipe("openvino", "int8", f"q{index}") for index in range(8)]
-    late: list[Outcome] = [
-        Rejected(recipe=recipe, reason="the budget is used up", tried=False) for recipe in recipes
-    ]
+    late: list[Outcome] = [Rejected(recipe=recipe, reason=NO_TIME, tried=False) for recipe in recipes]
     wrong = Rejected(recipe=Recipe("torch", "bf16"), reason="`top1` fell by 0.1")
-    lines = drawn(bundle, [wrong, *late], monkeypatch)
-    (line,) = [line for line in lines if "not tried" in line]
+    slow: list[Outcome] = [
+        Rejected(recipe=Recipe("torch", name), reason=f"slower than {name}", tried=False)
+        for name in ("fp32", "int8")
+    ]
+    lines = drawn(bundle, [wrong, *late, *slow], monkeypatch)
+    tired, outdone = [line for line in lines if "not tried" in line]
     names = ", ".join(f"openvino/int8-q{index}" for index in range(6))
-    assert line == f"not tried (the budget is used up): 8: {names}, …"
+    assert tired == f"not tried ({NO_TIME}): 8: {names}, …"
+    assert outdone.startswith("not tried (they cannot win")
+    assert outdone.endswith("): 2: torch/fp32, torch/int8")
     assert any(line.startswith("torch/bf16") and "rejected: `top1` fell by 0.1" in line for line in lines)
-    assert len(drawn(bundle, [wrong], monkeypatch)) == len(lines) - 1
+    assert len(drawn(bundle, [wrong], monkeypatch)) == len(lines) - 2
