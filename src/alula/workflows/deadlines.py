@@ -189,6 +189,14 @@ class _EnsembleWays:
         ladder = self._ladder(measured)
         costs = dict(measured)
         whole = measured[self.top.features]
+        cascade, sure = self.scorer.manifest.cascade, self.scorer.sure_member
+        if cascade is not None and sure is not None:
+            # Members that no row was uncertain enough for look free. They cost more than the one asked first.
+            first = measured[_member_stage(self._names[sure])]
+            least = StageCost(core_s=cascade.share * first.core_s, spread=_UNSEEN_SPREAD)
+            for stage in map(_member_stage, self._names):
+                if costs[stage].core_s < least.core_s:
+                    costs[stage] = least
         for way in ladder:
             share = len(way.demands) / len(self.top.demands)
             costs.setdefault(way.features, StageCost(core_s=whole.core_s * share, spread=_UNSEEN_SPREAD))

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from bundles import write_images, write_scripted_bundle, write_wav
 
-from alula.bundle import DeclaredRung
+from alula.bundle import DeclaredCascade, DeclaredRung
 from alula.core import AudioInput, Blend, ImageInput, Mean, OverlapMean, Rank, Settings, TensorSpec, View
 from alula.data import open_audio
 from alula.data.audio import AudioBlocks
@@ -134,9 +134,13 @@ def opened(
     post: PostProcessing | None = None,
     description: AudioInput = WAVE,
     ladder: Sequence[DeclaredRung] = (),
+    cascade: DeclaredCascade | None = None,
+    prior: Sequence[float] | None = None,
 ) -> Iterator[Ensemble]:
     members = [write_member(tmp_path, scale, description) for scale in SCALES]
-    make_ensemble(members, tmp_path / "e.alula", blend=blend, post=post, ladder=ladder)
+    make_ensemble(
+        members, tmp_path / "e.alula", blend=blend, post=post, ladder=ladder, cascade=cascade, prior=prior
+    )
     with load(tmp_path / "e.alula", threads=1) as loaded:
         assert isinstance(loaded, Ensemble)
         yield loaded
@@ -274,6 +278,59 @@ def test_a_deadline_that_is_over_gives_the_prior_alone(
     assert list(rows_of(tmp_path / "s.csv")) == list(rows_of(whole))
     assert {tuple(scores) for scores in rows_of(tmp_path / "s.csv").values()} == {(0.5, 0.5)}
     assert len(lines_of(tmp_path / "unfinished.csv")) == 12
+
+
+def test_the_prior_that_an_ensemble_declares(machine: Machine, recordings: Path, tmp_path: Path) -> None:
+    (scorer,) = opened(tmp_path, prior=(0.125, 0.25))
+    run = run_before(machine, scorer, recordings, tmp_path / "s.csv")
+    since_s = machine.clock.monotonic() - 10.0
+    for given, expected in ((None, (0.125, 0.25)), (0.5, (0.5, 0.5)), ({"a": 0.75}, (0.75, 0.0))):
+        run(deadline_s=2.0, since_s=since_s, prior=given)
+        assert {tuple(scores) for scores in rows_of(tmp_path / "s.csv").values()} == {expected}
+
+
+# The first member is sure below 0.4 and above 0.6 of the first class, and always of the second.
+CASCADE = DeclaredCascade(member="x1", lower=(0.4, 1.0), upper=(0.6, 0.0), share=0.25)
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (0, 1, 1)])
+@pytest.mark.parametrize("sure_first", [False, True])
+def test_a_cascade_steps_down_to_its_first_member(
+    machine: Machine,
+    tmp_path: Path,
+    rng: np.random.Generator,
+    weights: tuple[float, ...],
+    sure_first: bool,
+) -> None:
+    folder = record(tmp_path / "in", [10.0] * 12, rng)
+    if sure_first:  # nothing tells at first what the others cost
+        for path in sorted(folder.iterdir())[:4]:
+            write_wav(path, np.full(10 * RATE_HZ, 0.9), rate_hz=RATE_HZ)
+        for path in sorted(folder.iterdir())[4:]:
+            write_wav(path, np.full(10 * RATE_HZ, 0.5), rate_hz=RATE_HZ)
+    scorers = opened(tmp_path, blend=Mean(weights=weights), cascade=CASCADE)
+    scorer = next(scorers)
+    predict(scorer, [folder], output=tmp_path / "whole.csv")
+    with load(tmp_path / "x1.alula", threads=1) as first:
+        predict(first, [folder], output=tmp_path / "first.csv")
+    whole, sure = rows_of(tmp_path / "whole.csv"), rows_of(tmp_path / "first.csv")
+    asked = {key: bool(0.4 <= scores[0] <= 0.6) for key, scores in sure.items()}
+    blended = np.average(SCALES, weights=weights)
+    for key, scores in whole.items():
+        np.testing.assert_allclose(scores, sure[key] * (blended if asked[key] else 1.0), rtol=1e-4)
+    output = tmp_path / "out" / "s.csv"
+    run = run_before(machine, scorer, folder, output)
+    report = run(deadline_s=45.0)
+    listed = below(output.with_name("unfinished.csv"))
+    assert set(listed.values()) == {"x1"}
+    got = rows_of(output)
+    assert list(got) == list(whole)
+    for key, scores in got.items():
+        np.testing.assert_allclose(scores, (sure if key in listed else whole)[key], rtol=1e-4)
+    assert report.deadline is not None and report.deadline.left_s >= 0
+    run(deadline_s=1000.0)
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    scorers.close()  # type: ignore[attr-defined]
 
 
 def test_a_cpu_that_gets_slower_makes_it_step_down(

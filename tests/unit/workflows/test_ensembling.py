@@ -573,6 +573,16 @@ def test_what_is_no_cascade_ladder_or_prior(maker: Maker, tmp_path: Path) -> Non
         ("names the member `x`", {"ladder": [DeclaredRung(members=("p", "q", "x"), score=1.0)]}),
         ("expected all of them", {"ladder": [DeclaredRung(members=("p",), score=1.0)]}),
         ("expected one finite each", {"prior": [0.1]}),
+        (
+            "expected all members of the cascade, or the one",
+            {
+                "cascade": bands,
+                "ladder": [
+                    DeclaredRung(members=("p", "q"), score=2.0),
+                    DeclaredRung(members=("q",), score=1.0),
+                ],
+            },
+        ),
     ]
     for match, options in cases:
         with pytest.raises(UsageError, match=match):
