@@ -11,6 +11,7 @@ import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,43 +124,84 @@ def test_a_table_of_nothing_but_errors(audio_bundle: Path, tmp_path: Path, rng: 
 
 
 _PREDICT = """
-import json, re, sys
+import json, re, sys, threading
 from pathlib import Path
 from alula.workflows import load, predict
-with load(sys.argv[1], threads=2) as bundle:
-    report = predict(bundle, [sys.argv[2]], output=sys.argv[3])
+
 # Not `ru_maxrss`, which starts at what the parent of the process used.
-peak = 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-print(json.dumps({"peak_bytes": peak, "samples": report.job.samples, "failed": report.job.tasks_failed}))
+def status(name):
+    return 1024 * int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+held, over = [], threading.Event()
+def watch():
+    while not over.wait(0.05):
+        held.append(status("VmRSS"))
+
+watching = threading.Thread(target=watch)
+with load(sys.argv[1], threads=2) as bundle:
+    watching.start()
+    report = predict(bundle, [sys.argv[2]], output=sys.argv[3])
+    over.set()
+    watching.join()
+told = {"samples": report.job.samples, "failed": report.job.tasks_failed}
+print(json.dumps({"peak_bytes": status("VmHWM"), "held_bytes": held, **told}))
 """
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_three_hours_in_one_file_take_no_more_memory_than_a_window(
-    audio_bundle: Path, tmp_path: Path, rng: np.random.Generator, suffix: str
+def predicted(bundle: Path, inputs: Path, table: Path) -> dict[str, Any]:
+    """Return rows, failures and memory of a job in a process of its own."""
+    command = [sys.executable, "-c", _PREDICT, str(bundle), str(inputs), str(table)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    told: dict[str, Any] = json.loads(finished.stdout)
+    return told
+
+
+def check_growth(told: dict[str, Any]) -> None:
+    """Memory is what it was when the job had settled."""
+    held = told["held_bytes"]
+    assert len(held) >= 20, "the job was too short to say"
+    settled, last = held[len(held) // 4 : len(held) // 2], held[-len(held) // 4 :]
+    assert np.median(last) < np.median(settled) + 40e6
+
+
+@pytest.mark.parametrize(("suffix", "hours"), [("wav", 24), ("flac", 3)])
+def test_a_recording_of_hours_takes_no_more_memory_than_a_window(
+    audio_bundle: Path, tmp_path: Path, rng: np.random.Generator, suffix: str, hours: int
 ) -> None:
     import soundfile
 
-    seconds = 3 * 3600
+    seconds = hours * 3600
     path = tmp_path / f"night.{suffix}"
     minute = rng.uniform(-0.9, 0.9, 60 * RATE_HZ).astype(np.float32)
     with soundfile.SoundFile(path, "w", RATE_HZ, 1, "PCM_16") as file:
         for index in range(seconds // 60):
             file.write(minute * (index % 5) / 5)
-    finished = subprocess.run(
-        [sys.executable, "-c", _PREDICT, str(audio_bundle), str(path), str(tmp_path / "scores.csv")],
-        capture_output=True,
-        text=True,
-    )
+    told = predicted(audio_bundle, path, tmp_path / "scores.csv")
     path.unlink()
-    assert finished.returncode == 0, finished.stderr
-    told = json.loads(finished.stdout)
     assert (told["samples"], told["failed"]) == (seconds, 0)
-    # Held as float32, the recording alone would take 346 MB; the whole process takes some 100.
+    # Held as float32, three hours alone would take 346 MB and a day 2.8 GB; the whole process takes some 100.
     assert told["peak_bytes"] < 300e6
+    check_growth(told)
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["start_s"]) for row in rows] == list(range(seconds))
     # Minutes of the same sound have the same scores, wherever they lie.
     scores = np.array([[float(row[song]) for song in SONGS] for row in rows])
     np.testing.assert_allclose(scores[60:300], scores[-240:], rtol=1e-4, atol=1e-6)
+
+
+def test_ten_thousand_files_of_a_second(audio_bundle: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    noise = rng.uniform(-0.9, 0.9, 2 * RATE_HZ)
+    for index in range(10_000):
+        start = int(rng.integers(RATE_HZ))
+        write_wav(folder / f"{index:05}.wav", noise[start : start + RATE_HZ])
+    told = predicted(audio_bundle, folder, tmp_path / "scores.csv")
+    assert (told["samples"], told["failed"]) == (10_000, 0)
+    assert told["peak_bytes"] < 300e6
+    check_growth(told)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        names = [Path(row["path"]).stem for row in csv.DictReader(file)]
+    assert names == [f"{index:05}" for index in range(10_000)]
