@@ -2,7 +2,9 @@
 
 The workload is that of BirdCLEF 2023 at 1:20: ten recordings of ten minutes, 32 kHz, Ogg Vorbis, made of real
 clips of birds and frogs over noise. Three ensembles of `examples/birdclef` go over it: `c1`, one network of
-pipeline C; `a`, three networks; `b`, seven. Their weights are random and settled on noise.
+pipeline C; `a`, three networks; `b`, seven. They are trained by `examples/birdclef/train.py` for minutes
+on other recordings of the same kind: enough for scores that follow the sound. How well each way tells
+the clips apart on the workload is in the table.
 
 The straightforward way: `librosa.load` once per file, `librosa.feature.melspectrogram` and `power_to_db` for
 each window and network, one ONNX Runtime session with default options per network, and
@@ -21,17 +23,15 @@ Recordings and bundles are kept in `benchmarks/deadline.work`, and found again.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,19 +39,19 @@ import output
 import zoo
 from alula.bundle import read_ensemble
 from alula.core import Affine, AudioInput, LogMel, MinMax, ZScore
-from alula.data import open_audio
+from alula.data import open_audio, open_samples
 from alula.hardware import describe_disturbance, take_snapshot, thread_budget
 from alula.measure import Round, interleave, ratio, throughput
+from alula.planning import Duration
+from soundscapes import PROJECT, RATE_HZ, ROW_S, recordings
+from ways import Contender, Stages, Way, batched, compared_scores, core_seconds, same_top1
 
-PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLE = PROJECT / "examples" / "birdclef"
 WORK = Path(__file__).resolve().with_suffix(".work")
 sys.path.insert(0, str(EXAMPLE))
 
 import pipelines  # noqa: E402 - found in the example's folder
 
-RATE_HZ = 32_000
-ROW_S = 5.0
 ENSEMBLES: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "c1": ("c", ("efficientnet_b0",)),
     "a": ("a", None),
@@ -61,39 +61,26 @@ ENSEMBLES: dict[str, tuple[str, tuple[str, ...] | None]] = {
 
 USUAL_WORKERS = 4
 USUAL_BATCH = 24
-STAGE_REPEATS = 1
 FULL_JOB = (200, 4)
 """Recordings of ten minutes and vCPUs of the job that is extrapolated to."""
+FULL_LIMIT_S = 6_600.0
+"""Ten minutes less than the two hours of that job."""
 
 # FP32 against FP32: sums in other orders, and window functions that are rounded in other places.
 TOLERANCE = 2e-3
-# What each search and each verdict of long stretches allows to networks with random weights.
-COSINE = 0.97
+COSINE = 0.98
+"""Least mean cosine of a row's scores with the straightforward way's."""
+
+# A minute each; no recording of one kind is among another.
+TRAINING, TRAINING_SEED = 80, 20_000
+VALIDATION, VALIDATION_SEED = 40, 30_000
+MOST_CASCADE_DROP = 0.005
 
 USUAL = "straightforward"
 OURS = "Alula"
 STRETCHES = "Alula, long stretches"
-
-
-class Stages(NamedTuple):
-    """Core-seconds of each stage over some recordings, measured alone."""
-
-    decode_s: float
-    features_s: float
-    model_s: float
-
-
-class Way(Protocol):
-    """One way through a folder."""
-
-    def run(self, files: list[Path], table: Path) -> int:
-        """Go the whole way once; return how many rows there were."""
-
-    def scores(self, files: list[Path]) -> list[np.ndarray]:
-        """Return the scores of each file, float32 of shape (rows, classes)."""
-
-    def stages(self, files: list[Path]) -> Stages:
-        """Run each stage alone."""
+PLANNED = "Alula, planned"
+CASCADE = "Alula, cascade"
 
 
 class EnsembleWay:
@@ -163,17 +150,19 @@ class UsualWay:
             )
             for member in self._pipeline.members
         }
+        self._found: dict[Path, np.ndarray] = {}
 
     def run(self, files: list[Path], table: Path) -> int:
         with ThreadPoolExecutor(max_workers=USUAL_WORKERS) as pool:
             scores = list(pool.map(self._predict, files))
+        self._found = dict(zip(files, scores, strict=True))
         with table.open("w", encoding="utf-8") as file:
             for path, rows in zip(files, scores, strict=True):
                 np.savetxt(file, rows, fmt="%.6g", delimiter=",", header=path.name)
         return sum(map(len, scores))
 
     def scores(self, files: list[Path]) -> list[np.ndarray]:
-        return [self._predict(path) for path in files]
+        return [self._found[path] if path in self._found else self._predict(path) for path in files]
 
     def stages(self, files: list[Path]) -> Stages:
         cores = thread_budget()
@@ -257,34 +246,10 @@ def decibels(window: np.ndarray, mel: LogMel) -> np.ndarray:
     return librosa.power_to_db(power, ref=mel.ref, amin=mel.amin, top_db=mel.top_db)
 
 
-def batched(rows: Any, size: int) -> Iterator[Any]:
-    """Yield parts of a list or an array, each of at most so many rows."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def spent(items: Iterator[Any]) -> None:
+def spent(items: Iterator[object]) -> None:
     """Take all items and keep none."""
     for _ in items:
         pass
-
-
-def core_seconds(stage: Callable[[], object], *, copies: int = 1) -> float:
-    """Return the median CPU seconds, summed over all threads, of a stage that has run before.
-
-    Args:
-        stage: what runs.
-        copies: that run at once, for a stage that takes one thread. With the other threads idle it would be
-            faster than it ever is in a job, most of all where two of them share a core.
-    """
-    found = []
-    with ThreadPoolExecutor(copies) as pool:
-        for _ in range(STAGE_REPEATS):
-            before = time.process_time()
-            for running in [pool.submit(stage) for _ in range(copies)]:
-                running.result()
-            found.append((time.process_time() - before) / copies)
-    return statistics.median(found)
 
 
 def chosen(name: str) -> pipelines.Pipeline:
@@ -297,132 +262,18 @@ def chosen(name: str) -> pipelines.Pipeline:
     return msgspec.structs.replace(pipeline, members=members)
 
 
-# Each way lives in a process of its own, where this is set once: engines that share a process share
-# threads, and ONNX Runtime's default threads spin for a while after their work is done.
-_way: Way | None = None
+def trained(name: str) -> Path:
+    """Return a folder with the weights of an ensemble's networks, trained unless they are there."""
+    from train import train_pipeline
+
+    letter, only = ENSEMBLES[name]
+    recordings(WORK / "train", TRAINING, 60.0, seed=TRAINING_SEED)
+    folder = WORK / f"weights-{letter}"
+    train_pipeline(letter, WORK / "train" / "truth.csv", folder, only=only)
+    return folder
 
 
-def _open(make: Callable[[str, str], Way], argument: str, name: str) -> None:
-    global _way  # noqa: PLW0603 - the process serves one way
-    _way = make(argument, name)
-
-
-def _here() -> Way:
-    assert _way is not None
-    return _way
-
-
-def _run_here(files: list[Path], table: Path) -> tuple[int, float, float]:
-    """Return rows, wall seconds and core-seconds of one run in this process."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    rows = _here().run(files, table)
-    return rows, time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _scores_here(files: list[Path]) -> list[np.ndarray]:
-    return _here().scores(files)
-
-
-def _stages_here(files: list[Path]) -> Stages:
-    return _here().stages(files)
-
-
-def _peak_bytes_here() -> int:
-    """Return the largest memory that this process has held."""
-    # Not `ru_maxrss`, which a child begins with at what its parent held when it was made.
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status does not tell the peak of memory; expected a line `VmHWM:`.")
-
-
-@dataclass
-class Contender:
-    """A way in its process, and what it took.
-
-    Attributes:
-        pool: the process.
-        cpu_s: core-seconds of each run.
-        wall_s: wall seconds of each run.
-        peak_bytes: largest memory that the process had held when all runs were done.
-    """
-
-    pool: ProcessPoolExecutor
-    cpu_s: list[float] = field(default_factory=list)
-    wall_s: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-
-    def run(self, files: list[Path], table: Path) -> Round:
-        """Go over the folder once."""
-        rows, wall_s, cpu_s = self.pool.submit(_run_here, files, table).result()
-        self.cpu_s.append(cpu_s)
-        self.wall_s.append(wall_s)
-        return Round(samples=rows, wall_s=wall_s, calls=(wall_s,))
-
-
-def clips() -> list[np.ndarray]:
-    """Return the real clips, mono at 32 kHz, each with a peak of 1.
-
-    Raises:
-        SystemExit: they are not there.
-    """
-    import soxr
-
-    given = os.environ.get("ALULA_TEST_DATA")
-    root = (Path(given) if given else PROJECT.parent / "shared" / "data") / "birds"
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac"))
-    if not files:
-        raise SystemExit(f"{root} holds no clips; set ALULA_TEST_DATA to the folder of real data.")
-    found = []
-    for path in files:
-        with open_audio(path) as audio:
-            wave = np.concatenate(list(audio.blocks())).mean(axis=1)
-            wave = soxr.resample(wave, audio.rate_hz, RATE_HZ).astype(np.float32)
-        # Clips of almost no length or no sound are tests of readers, not sounds.
-        if len(wave) >= RATE_HZ and (peak := float(np.abs(wave).max())) > 1e-3:
-            found.append(wave / peak)
-    return found
-
-
-def soundscape(sounds: Sequence[np.ndarray], seconds: float, *, seed: int) -> np.ndarray:
-    """Return a recording: clips at random times and distances over noise that falls with the frequency."""
-    from scipy.signal import lfilter
-
-    chance = np.random.default_rng(seed)
-    samples = round(seconds * RATE_HZ)
-    white = chance.standard_normal(samples).astype(np.float32)
-    # Falls by 6 dB an octave from 100 Hz on.
-    wave = np.asarray(0.002 * (white + lfilter([0.3], [1.0, -0.98], white)), np.float32)
-    at = 0
-    while at < samples:
-        sound = sounds[int(chance.integers(len(sounds)))]
-        first = int(chance.integers(max(1, len(sound) - 8 * RATE_HZ)))
-        part = sound[first : first + int(chance.integers(1, 8) * RATE_HZ)][: samples - at]
-        wave[at : at + len(part)] += np.float32(10.0 ** chance.uniform(-1.6, -0.3)) * part
-        at += int(chance.uniform(0.5, 12.0) * RATE_HZ)
-    return np.clip(wave, -0.99, 0.99)
-
-
-def recordings(folder: Path, count: int, seconds: float, *, seed: int) -> list[Path]:
-    """Return Ogg files, made unless they are there."""
-    import soundfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"soundscape_{seed + index:05d}.ogg" for index in range(count)]
-    missing = [path for path in files if not path.is_file()]
-    sounds = clips() if missing else []
-    for path in missing:
-        wave = soundscape(sounds, seconds, seed=int(path.stem.rpartition("_")[2]))
-        half_made = path.with_suffix(".part")
-        # In pieces: one long write has made the Vorbis encoder of libsndfile overflow its stack.
-        with soundfile.SoundFile(half_made, "w", RATE_HZ, 1, format="OGG", subtype="VORBIS") as file:
-            for start in range(0, len(wave), RATE_HZ):
-                file.write(wave[start : start + RATE_HZ])
-        half_made.rename(path)
-    return files
-
-
-def exported(name: str, files: list[Path], folder: Path) -> Path:
+def exported(name: str, files: list[Path], weights: Path, folder: Path) -> Path:
     """Return a folder with an ONNX file per network of an ensemble, made unless they are there."""
     from alula.core import ARTIFACT_FILES
     from alula.export import export_module
@@ -436,7 +287,8 @@ def exported(name: str, files: list[Path], folder: Path) -> Path:
         with open_audio(files[0], end_s=30.0) as audio:
             windows = AudioFeatures(member.description()).windows(audio.blocks(), audio.rate_hz)
             sample = np.stack([window.samples for _, window in zip(range(3), windows, strict=False)])
-        module = load_model(parse_source(str(EXAMPLE / member.model))).module
+        source = parse_source(str(EXAMPLE / member.model), weights=weights / f"{member.name}.safetensors")
+        module = load_model(source).module
         assert module is not None
         target.mkdir(parents=True, exist_ok=True)
         export_module(module, [sample], target="onnx", folder=target)
@@ -444,26 +296,26 @@ def exported(name: str, files: list[Path], folder: Path) -> Path:
 
 
 def made(
-    name: str, tuning: Path, folder: Path, options: argparse.Namespace, *, stretches: Path | None
+    name: str, tuning: Path, weights: Path, options: argparse.Namespace, *, stretches: Path | None
 ) -> Path:
     """Return an ensemble, made of bundles that are kept from run to run.
 
     Args:
         name: of `ENSEMBLES`.
         tuning: folder of clips.
-        folder: for the ensemble.
+        weights: folder of those of the networks.
         options: of the command.
         stretches: folder of long recordings, to run networks with context over stretches; or None.
     """
     from make import make_pipeline
 
     how = "" if stretches is None else "-stretches"
-    path = folder / f"{name}-{'-'.join(options.precisions)}{how}.alula"
     letter, only = ENSEMBLES[name]
     return make_pipeline(
         letter,
         tuning,
-        path,
+        WORK / f"{name}-{'-'.join(options.precisions)}{how}.alula",
+        weights=weights,
         budget=options.budget,
         precisions=options.precisions,
         engines=options.engines,
@@ -472,17 +324,95 @@ def made(
     )
 
 
-def compared(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> tuple[float, float, float]:
+class Planned(NamedTuple):
+    """An ensemble of a plan's, and what the plan says of it."""
+
+    path: Path
+    foretold: Duration
+    said: str
+
+
+def planned(name: str, ensemble: Path, folder: Path, *, limit_s: float, cascade: bool) -> Planned | None:
+    """Return what `alula plan` makes of an ensemble's members; None if it offers no cascade.
+
+    Args:
+        name: of `ENSEMBLES`.
+        ensemble: whose members there are to choose from.
+        folder: of the recordings to go over.
+        limit_s: deadline of the job.
+        cascade: whether it should be one.
+    """
+    from make import blend_of
+
+    from alula.postprocess import PostProcessing, read_postprocessing
+    from alula.workflows import plan
+
+    pipeline = chosen(name)
+    recordings(WORK / "validation", VALIDATION, 60.0, seed=VALIDATION_SEED)
+    path = ensemble.with_name(f"{ensemble.stem}-{'cascade' if cascade else 'planned'}.alula")
+    post = PostProcessing() if pipeline.post is None else read_postprocessing(EXAMPLE / pipeline.post)
+    report = plan(
+        [ensemble.with_name(f"{ensemble.name}.members") / f"{one.name}.alula" for one in pipeline.members],
+        workload=folder,
+        deadline=limit_s,
+        data=WORK / "validation" / "truth.csv",
+        blend=blend_of(ENSEMBLES[name][0]),
+        post=post,
+        max_drop=MOST_CASCADE_DROP,
+        cascade=cascade,
+        trust_code=True,
+        output=path,
+        replace=True,
+        report=output.say,
+    )
+    offer = report.plan.cascade
+    if not cascade:
+        said = ", ".join(f"{count} x {one}" for one, count in report.plan.counts.items())
+        return Planned(path, report.plan.time, f"{said}; validated {report.metric} {report.plan.score:.4f}")
+    if offer is None:
+        return None
+    judged = offer.judged
+    said = (
+        f"{judged.cascade.cheap} first, then {', '.join(offer.counts)} on {100 * judged.share:.0f} % of the "
+        f"rows; {report.metric} {judged.score:.4f}, on every row {judged.full_score:.4f}, "
+        "judged on halves of the recordings that the bands were not learned on"
+    )
+    return Planned(path, offer.time, said)
+
+
+def command_s(ensemble: Path, folder: Path, table: Path) -> float:
+    """Return the wall seconds of `alula predict`, from its start to its end."""
+    arguments = ["predict", str(ensemble), str(folder), "-o", str(table), "--trust-code", "--fresh", "-q"]
+    started_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "alula", *arguments], check=False, capture_output=True, text=True
+    )
+    took_s = time.monotonic() - started_s
+    if done.returncode != 0:
+        raise SystemExit(f"`alula {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return took_s
+
+
+def macro_auc(truth: np.ndarray, scores: list[np.ndarray]) -> float:
+    """Return the mean area under the ROC curve of the classes that are both there and not there.
+
+    Args:
+        truth: bool of shape (rows, classes); scores may have more columns.
+        scores: of each recording.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    found = np.concatenate(scores)[:, : truth.shape[1]]
+    judged = truth.any(axis=0) & ~truth.all(axis=0)
+    return float(roc_auc_score(truth[:, judged], found[:, judged], average="macro"))
+
+
+def compared(expected: list[np.ndarray], got: list[np.ndarray]) -> tuple[float, float, float]:
     """Return largest difference, mean cosine and top-1 agreement of the rows of some recordings."""
-    want, have = np.concatenate(list(expected)), np.concatenate(list(got))
-    if want.shape != have.shape:
-        raise SystemExit(
-            f"The ways gave scores of shapes {want.shape} and {have.shape}; the times mean nothing."
-        )
+    want, have = compared_scores(expected, got)
     lengths = np.linalg.norm(want, axis=1) * np.linalg.norm(have, axis=1)
     cosine = float(np.mean((want * have).sum(axis=1) / np.maximum(lengths, 1e-12)))
-    same = float(np.mean(want.argmax(axis=1) == have.argmax(axis=1)))
-    return float(np.abs(want - have).max()), cosine, same
+    return float(np.abs(want - have).max()), cosine, same_top1(want, have)
 
 
 def section(
@@ -490,6 +420,7 @@ def section(
     contenders: dict[str, Contender],
     rounds: dict[str, list[Round]],
     stages: dict[str, Stages],
+    scores: dict[str, float],
     notes: list[str],
     *,
     options: argparse.Namespace,
@@ -515,6 +446,7 @@ def section(
                 f"{wall_s / bound_s:.2f}",
                 f"{one.peak_bytes / 2**20:,.0f}",
                 f"{full_s / 60:,.0f}",
+                f"{scores[way]:.4f}",
             )
         )
         cells = [*stages[way], sum(stages[way]), statistics.median(one.cpu_s) * share]
@@ -533,6 +465,7 @@ def section(
                     "wall / bound",
                     "peak MiB",
                     f"{FULL_JOB[0]} recordings on {FULL_JOB[1]} vCPUs, min",
+                    "macro AUC",
                 ),
                 speeds,
             ),
@@ -556,9 +489,11 @@ def recipes_of(ensembles: dict[str, Path]) -> list[str]:
     from alula.bundle import read_manifest
 
     found = []
-    for way, path in ensembles.items():
-        for member in read_ensemble(path).members:
-            chosen_one = read_manifest(path / member.folder).chosen
+    for way in (OURS, STRETCHES):
+        if way not in ensembles:
+            continue
+        for member in read_ensemble(ensembles[way]).members:
+            chosen_one = read_manifest(ensembles[way] / member.folder).chosen
             said = f"{way}, {member.name}: {chosen_one.recipe}, {chosen_one.settings}"
             if (verdict := member.whole_files) is not None:
                 said += f", over stretches, cosine falls by {verdict.accuracy.drop:.2g}"
@@ -566,66 +501,104 @@ def recipes_of(ensembles: dict[str, Path]) -> list[str]:
     return found
 
 
+def checked(contenders: dict[str, Contender], files: list[Path], options: argparse.Namespace) -> list[str]:
+    """Return in words how far each way's scores are from the straightforward way's.
+
+    Raises:
+        SystemExit: they are farther than the tolerance.
+    """
+    expected = contenders[USUAL].scores(files)
+    notes = []
+    for way in (OURS, STRETCHES):
+        if way not in contenders:
+            continue
+        difference, cosine, same = compared(expected, contenders[way].scores(files))
+        notes.append(
+            f"{way}: scores differ by at most {difference:.2g}; cosine {cosine:.5f}; same top-1 in "
+            f"{100 * same:.1f} % of {sum(map(len, expected))} rows."
+        )
+        if options.precisions == ("fp32",) and difference > TOLERANCE:
+            raise SystemExit(
+                f"FP32 differs from FP32 by {difference:.2g}; rounding is at most {TOLERANCE:g}. "
+                "The times mean nothing."
+            )
+        if cosine < COSINE:
+            raise SystemExit(f"{notes[-1]} The cosine should be {COSINE:g} at least. The times mean nothing.")
+    return notes
+
+
+def foretold(plans: dict[str, Planned], folder: Path, table: Path, rounds: int) -> list[str]:
+    """Return in words what each plan foretold and how long `alula predict` really took."""
+    took: dict[str, list[float]] = {way: [] for way in plans}
+    for _ in range(rounds):
+        for way, plan in plans.items():
+            took[way].append(command_s(plan.path, folder, table))
+    notes = []
+    for way, plan in plans.items():
+        real_s = statistics.median(took[way])
+        error = plan.foretold.expected_s / real_s - 1.0
+        notes.append(
+            f"{way}: {plan.said}. Foretold {plan.foretold.expected_s:.1f} s "
+            f"[{plan.foretold.low_s:.1f}, {plan.foretold.high_s:.1f}]; `alula predict` took {real_s:.1f} s "
+            f"({', '.join(f'{one:.1f}' for one in took[way])}): {100 * error:+.0f} %."
+        )
+    return notes
+
+
 def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namespace) -> str:
     """Return the results of one ensemble as Markdown."""
+    output.say(f"{name}: training")
+    weights = trained(name)
     output.say(f"{name}: exporting")
-    models = exported(name, files, WORK / "models" / name)
+    models = exported(name, files, weights, WORK / "models" / name)
     output.say(f"{name}: making the ensemble")
-    ensembles = {OURS: made(name, tuning, WORK, options, stretches=None)}
+    folder = files[0].parent
+    ensembles = {OURS: made(name, tuning, weights, options, stretches=None)}
     if options.whole_files and any(chosen(name).lead_s(member) for member in chosen(name).members):
         output.say(f"{name}: making it for long stretches")
-        stretched = made(name, tuning, WORK, options, stretches=files[0].parent)
+        stretched = made(name, tuning, weights, options, stretches=folder)
         if any(member.whole_files is not None for member in read_ensemble(stretched).members):
             ensembles[STRETCHES] = stretched
         else:
             output.say(f"{name}: no network keeps its scores over long stretches")
+    plans: dict[str, Planned] = {}
+    if options.plan:
+        limit_s = FULL_LIMIT_S * options.recordings * options.minutes / (FULL_JOB[0] * 10)
+        for way, cascade in ((PLANNED, False), (CASCADE, True)):
+            output.say(f"{name}: planning{', with a cascade' if cascade else ''}")
+            plan = planned(name, ensembles[OURS], folder, limit_s=limit_s, cascade=cascade)
+            if plan is not None:
+                plans[way] = plan
+                ensembles[way] = plan.path
     with ExitStack() as stack:
 
         def contender(make: Callable[[str, str], Way], argument: Path) -> Contender:
-            pool: Any = ProcessPoolExecutor(
-                1, mp_context=get_context("spawn"), initializer=_open, initargs=(make, str(argument), name)
-            )
-            return Contender(stack.enter_context(pool))
+            return stack.enter_context(Contender(make, (str(argument), name)))
 
         contenders = {USUAL: contender(UsualWay, models)}
         contenders |= {way: contender(EnsembleWay, bundle) for way, bundle in ensembles.items()}
         output.say(f"{name}: comparing scores")
-        checked = files[: options.stage_recordings]
-        # All at once: nothing is timed yet, and loading takes a while.
-        asked = {way: one.pool.submit(_scores_here, checked) for way, one in contenders.items()}
-        scores = {way: future.result() for way, future in asked.items()}
-        notes = []
-        for way in ensembles:
-            difference, cosine, same = compared(scores[USUAL], scores[way])
-            notes.append(
-                f"{way}: scores differ by at most {difference:.2g}; cosine {cosine:.5f}; same top-1 in "
-                f"{100 * same:.1f} % of {sum(map(len, scores[USUAL]))} rows."
-            )
-            if way == OURS and options.precisions == ("fp32",) and difference > TOLERANCE:
-                raise SystemExit(
-                    f"FP32 differs from FP32 by {difference:.2g}; rounding is at most {TOLERANCE:g}. "
-                    "The times mean nothing."
-                )
-            if cosine < COSINE:
-                raise SystemExit(
-                    f"{notes[-1]} The cosine should be {COSINE:g} at least. The times mean nothing."
-                )
-        notes += recipes_of(ensembles)
+        some = files[: options.stage_recordings]
+        notes = checked(contenders, some, options) + recipes_of(ensembles)
         table = WORK / "table.csv"
         output.say(f"{name}: {options.rounds} rounds")
         before, started = take_snapshot(), time.monotonic()
         calls = {way: (lambda seconds, one=one: one.run(files, table)) for way, one in contenders.items()}
         rounds = interleave(calls, rounds=options.rounds, seconds=0.0).rounds
-        for one in contenders.values():
-            # Before the stages, each of which holds all of its results.
-            one.peak_bytes = one.pool.submit(_peak_bytes_here).result()
         own_s = sum(sum(one.cpu_s) for one in contenders.values())
         wall_s = time.monotonic() - started
         notes += describe_disturbance(before, take_snapshot(), own_cpu_s=own_s, wall_s=wall_s)
         walls = ", ".join(f"{way} {statistics.median(one.wall_s):.1f} s" for way, one in contenders.items())
         output.say(f"{name}: {walls}; stages alone")
-        stages = {way: one.pool.submit(_stages_here, checked).result() for way, one in contenders.items()}
-        return section(name, contenders, rounds, stages, notes, options=options)
+        stages = {way: one.stages(some) for way, one in contenders.items()}
+        output.say(f"{name}: scores of all recordings")
+        truth = open_samples(folder / "truth.csv").targets
+        assert truth is not None
+        scores = {way: macro_auc(truth > 0, one.scores(files)) for way, one in contenders.items()}
+    if plans:
+        output.say(f"{name}: the planned jobs")
+        notes += foretold(plans, folder, table, options.rounds)
+    return section(name, contenders, rounds, stages, scores, notes, options=options)
 
 
 def main() -> None:
@@ -649,6 +622,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--precisions", type=output.names, default=("fp32", "int8"), help="fp32, or fp32,int8 (default)"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="also run what `alula plan` makes of the members, and its cascade"
     )
     parser.add_argument(
         "--whole-files",

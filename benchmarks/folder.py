@@ -21,13 +21,10 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,6 +39,7 @@ from alula.features import PRESETS, AudioFeatures
 from alula.hardware import describe_disturbance, take_snapshot
 from alula.measure import Round, interleave, ratio, stability_warnings, throughput
 from alula.workflows import predict
+from ways import Contender, Stages, Way, batched, compared_scores, core_seconds, same_top1
 
 MODEL = f"{Path(zoo.__file__).resolve()}:tf_efficientnet_b0_ns"
 INPUT = "mel-128x313"
@@ -66,27 +64,6 @@ def description() -> AudioInput:
     return found
 
 
-class Stages(NamedTuple):
-    """Core-seconds of each stage over the whole folder, measured alone."""
-
-    decode_s: float
-    features_s: float
-    model_s: float
-
-
-class Way(Protocol):
-    """One way through a folder."""
-
-    def run(self, files: list[Path], table: Path) -> int:
-        """Go the whole way once; return how many windows there were."""
-
-    def scores(self, files: list[Path]) -> dict[str, np.ndarray]:
-        """Return the scores of each file's windows, float32 of shape (n, c), by file name."""
-
-    def stages(self, files: list[Path]) -> Stages:
-        """Run each stage alone."""
-
-
 class BundleWay:
     """A bundle, as `alula predict` runs it."""
 
@@ -96,12 +73,12 @@ class BundleWay:
     def run(self, files: list[Path], table: Path) -> int:
         return predict(self._bundle, files, output=table).job.samples
 
-    def scores(self, files: list[Path]) -> dict[str, np.ndarray]:
-        found = {}
+    def scores(self, files: list[Path]) -> list[np.ndarray]:
+        found = []
         for prediction in self._bundle.map(files):
             if prediction.scores is None:
                 raise SystemExit(f"{prediction.path} failed: {prediction.error}")
-            found[prediction.path.name] = prediction.scores
+            found.append(prediction.scores)
         return found
 
     def stages(self, files: list[Path]) -> Stages:
@@ -120,13 +97,15 @@ class BundleWay:
         def transform() -> list[np.ndarray]:
             return [w.samples for blocks in decoded for w in features.windows(blocks, rate_hz)]
 
-        batches = list(_batched(np.stack(transform()), self._bundle.settings.batch_size))
+        batches = list(batched(np.stack(transform()), self._bundle.settings.batch_size))
         with ThreadPoolExecutor(self._bundle.settings.instances) as pool:
 
             def infer() -> None:
                 list(pool.map(lambda batch: self._bundle.infer((batch,)), batches))
 
-            return Stages(core_seconds(decode), core_seconds(transform), core_seconds(infer))
+            return Stages(
+                *(core_seconds(stage, repeats=STAGE_REPEATS) for stage in (decode, transform, infer))
+            )
 
 
 class UsualWay:
@@ -147,8 +126,8 @@ class UsualWay:
                 np.savetxt(file, rows, fmt="%.6g", delimiter=",", header=path.name)
         return sum(map(len, scores))
 
-    def scores(self, files: list[Path]) -> dict[str, np.ndarray]:
-        return {path.name: self._predict(path) for path in files}
+    def scores(self, files: list[Path]) -> list[np.ndarray]:
+        return [self._predict(path) for path in files]
 
     def stages(self, files: list[Path]) -> Stages:
         def decode() -> list[np.ndarray]:
@@ -165,7 +144,7 @@ class UsualWay:
             for one in windows:
                 self._infer(one)
 
-        return Stages(core_seconds(decode), core_seconds(transform), core_seconds(infer))
+        return stages_of(decode, transform, infer)
 
     def _predict(self, path: Path) -> np.ndarray:
         return self._infer(self._transform(self._decode(path)))
@@ -206,74 +185,13 @@ class UsualWay:
         return np.stack(found).astype(np.float32)
 
     def _infer(self, windows: np.ndarray) -> np.ndarray:
-        parts = [self._session.run(None, {self._input: batch})[0] for batch in _batched(windows, USUAL_BATCH)]
+        parts = [self._session.run(None, {self._input: batch})[0] for batch in batched(windows, USUAL_BATCH)]
         return np.concatenate(parts)
 
 
-def _batched(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(windows), size):
-        yield windows[start : start + size]
-
-
-def core_seconds(stage: Callable[[], object]) -> float:
-    """Return the median CPU seconds, summed over all threads, of a stage that has run before."""
-    found = []
-    for _ in range(STAGE_REPEATS):
-        before = time.process_time()
-        stage()
-        found.append(time.process_time() - before)
-    return statistics.median(found)
-
-
-# Each way lives in a process of its own, where this is set once: engines that share a process share
-# threads, and ONNX Runtime's default threads spin for a while after their work is done.
-_way: Way | None = None
-
-
-def _open(make: Callable[[str], Way], argument: str) -> None:
-    global _way  # noqa: PLW0603 - the process serves one way
-    _way = make(argument)
-
-
-def _here() -> Way:
-    assert _way is not None
-    return _way
-
-
-def _run_here(files: list[Path], table: Path) -> tuple[int, float, float]:
-    """Return windows, wall seconds and core-seconds of one run in this process."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    windows = _here().run(files, table)
-    return windows, time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _scores_here(files: list[Path]) -> dict[str, np.ndarray]:
-    return _here().scores(files)
-
-
-def _stages_here(files: list[Path]) -> Stages:
-    return _here().stages(files)
-
-
-@dataclass
-class Contender:
-    """A way in its process, and what it took.
-
-    Attributes:
-        pool: the process.
-        what: what runs there, for people.
-        cpu_s: core-seconds of each run.
-    """
-
-    pool: ProcessPoolExecutor
-    what: str
-    cpu_s: list[float]
-
-    def run(self, files: list[Path], table: Path) -> Round:
-        """Go over the folder once."""
-        windows, wall_s, cpu_s = self.pool.submit(_run_here, files, table).result()
-        self.cpu_s.append(cpu_s)
-        return Round(samples=windows, wall_s=wall_s, calls=(wall_s,))
+def stages_of(*stages: Callable[[], object]) -> Stages:
+    """Return the core-seconds of decoding, features and the model."""
+    return Stages(*(core_seconds(stage, repeats=STAGE_REPEATS) for stage in stages))
 
 
 def real_windows(clips: list[Path]) -> np.ndarray:
@@ -290,7 +208,7 @@ def calibrated_weights(windows: np.ndarray, target: Path) -> Path:
     """Write the network's weights with BatchNorm measured on windows, and return the path."""
     import torch
 
-    batches = [torch.from_numpy(batch) for batch in _batched(windows, zoo.CALIBRATION_BATCH)]
+    batches = [torch.from_numpy(batch) for batch in batched(windows, zoo.CALIBRATION_BATCH)]
     module = zoo.calibrate(zoo.tf_efficientnet_b0_ns(), [batch for batch in batches if len(batch) > 1])
     torch.save(module.state_dict(), target)
     return target
@@ -353,16 +271,10 @@ def described(bundle: alula.Bundle) -> str:
     )
 
 
-def compared(expected: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> tuple[float, float]:
+def compared(expected: list[np.ndarray], got: list[np.ndarray]) -> tuple[float, float]:
     """Return the largest difference of scores, as a share of the largest score, and the top-1 agreement."""
-    want = np.concatenate([expected[name] for name in sorted(expected)])
-    have = np.concatenate([got[name] for name in sorted(expected)])
-    if want.shape != have.shape:
-        raise SystemExit(
-            f"The ways gave scores of shapes {want.shape} and {have.shape}; the times mean nothing."
-        )
-    difference = float(np.abs(want - have).max() / np.abs(want).max())
-    return difference, float(np.mean(want.argmax(axis=1) == have.argmax(axis=1)))
+    want, have = compared_scores(expected, got)
+    return float(np.abs(want - have).max() / np.abs(want).max()), same_top1(want, have)
 
 
 def check(contenders: dict[str, Contender], files: list[Path]) -> list[str]:
@@ -371,7 +283,7 @@ def check(contenders: dict[str, Contender], files: list[Path]) -> list[str]:
     Raises:
         SystemExit: FP32 differs from FP32 by more than rounding.
     """
-    scores = {name: one.pool.submit(_scores_here, files).result() for name, one in contenders.items()}
+    scores = {name: one.scores(files) for name, one in contenders.items()}
     lines = []
     for name in contenders:
         if name == USUAL:
@@ -396,6 +308,7 @@ def section(
     stages: dict[str, Stages],
     notes: list[str],
     *,
+    runs: dict[str, str],
     recordings: str,
     hours: float,
 ) -> str:
@@ -405,7 +318,7 @@ def section(
     speeds = []
     for name, rate in rates.items():
         gain = "1" if name == USUAL else str(ratio(rate.rounds_per_s, rates[USUAL].rounds_per_s))
-        speeds.append((name, contenders[name].what, f"{rate.per_s * window_s:,.0f}", gain))
+        speeds.append((name, runs[name], f"{rate.per_s * window_s:,.0f}", gain))
     per_hour = []
     for name, found in stages.items():
         cells = [*found, sum(found), statistics.median(contenders[name].cpu_s)]
@@ -448,24 +361,22 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
         notes.append(f"No INT8 recipe was accepted, so there is no third row. {error}")
     with ExitStack() as stack:
 
-        def contender(make: Callable[[str], Way], argument: Path, what: str) -> Contender:
-            pool: Any = ProcessPoolExecutor(
-                1, mp_context=get_context("spawn"), initializer=_open, initargs=(make, str(argument))
-            )
-            return Contender(stack.enter_context(pool), what, [])
+        def contender(make: Callable[[str], Way], argument: Path) -> Contender:
+            return stack.enter_context(Contender(make, (str(argument),)))
 
-        usual = f"librosa, onnxruntime/fp32 with default options, {USUAL_WORKERS} files at once"
         model = export_for_usual(weights, windows, folder / "usual")
-        contenders = {USUAL: contender(UsualWay, model, f"{usual}, batch {USUAL_BATCH}")}
-        for name, bundle in bundles.items():
-            contenders[name] = contender(BundleWay, bundle.path, described(bundle))
+        contenders = {USUAL: contender(UsualWay, model)}
+        contenders |= {name: contender(BundleWay, bundle.path) for name, bundle in bundles.items()}
+        usual = f"librosa, onnxruntime/fp32 with default options, {USUAL_WORKERS} files at once"
+        runs = {USUAL: f"{usual}, batch {USUAL_BATCH}"}
+        runs |= {name: described(bundle) for name, bundle in bundles.items()}
         output.say("comparing scores")
         notes = check(contenders, files) + notes
         table = folder / "table.csv"
         output.say("warming up")
         for one in contenders.values():
             one.run(files, table)
-            one.cpu_s.clear()
+            one.forget_runs()
         output.say(f"{options.rounds} rounds of {len(contenders)} ways")
         before, started = take_snapshot(), time.monotonic()
         calls = {name: (lambda seconds, one=one: one.run(files, table)) for name, one in contenders.items()}
@@ -474,9 +385,9 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
         wall_s = time.monotonic() - started
         notes += describe_disturbance(before, take_snapshot(), own_cpu_s=own_s, wall_s=wall_s)
         output.say("measuring the stages alone")
-        stages = {name: one.pool.submit(_stages_here, files).result() for name, one in contenders.items()}
+        stages = {name: one.stages(files) for name, one in contenders.items()}
         what = f"{options.recordings} recordings of {options.minutes:g} minutes, Ogg Vorbis, 32 kHz mono"
-        return section(contenders, rounds, stages, notes, recordings=what, hours=hours)
+        return section(contenders, rounds, stages, notes, runs=runs, recordings=what, hours=hours)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from birdclef_layers import zoo
@@ -23,9 +24,15 @@ from alula.core import Blend, Precision
 WINDOWS = 12
 """Of a stretch that is run at once: a minute of rows of five seconds."""
 
+MAX_DROP = 0.01
+"""Of the cosine with the network itself."""
 
-MAX_DROP = 0.03
-"""Of the cosine. With random weights rounding adds up more than in networks that were trained."""
+
+def blend_of(letter: str) -> Blend:
+    """Return the blend of a pipeline, as `alula ensemble` takes it."""
+    said = tomllib.loads((HERE / f"pipeline_{letter}.toml").read_text("utf-8"))["blend"]
+    blend: Blend = msgspec.convert(said, type=Blend)
+    return blend
 
 
 def make_pipeline(
@@ -65,7 +72,6 @@ def make_pipeline(
     folder = output.with_name(f"{output.name}.members")
     folder.mkdir(parents=True, exist_ok=True)
     labels = tuple(f"species_{index:03d}" for index in range(pipeline.classes))
-    said = tomllib.loads((HERE / f"pipeline_{letter}.toml").read_text("utf-8"))["blend"]
     post = PostProcessing() if pipeline.post is None else read_postprocessing(HERE / pipeline.post)
     bundles, views = [], {}
     for member in members:
@@ -74,44 +80,28 @@ def make_pipeline(
         if trained is not None and not trained.is_file():
             trained = None
         view = post.view.get(member.name)
+        model = str(HERE / member.model)
+        how: dict[str, Any] = {
+            "weights": trained,
+            "input": HERE / member.input,
+            # Several species may sound at once, so the highest score alone is not the result.
+            "metric": "cosine",
+            "max_drop": max_drop,
+            "activation": member.activation,
+            "labels": labels,
+            "output": bundle,
+            "budget": budget,
+            "precisions": precisions,
+            "engines": engines,
+            "report": print,
+        }
         if whole_files is not None and view is not None and not bundle.exists():
             try:
-                optimize_whole_files(
-                    str(HERE / member.model),
-                    whole_files,
-                    weights=trained,
-                    input=HERE / member.input,
-                    windows=WINDOWS,
-                    keep_s=view.keep_s,
-                    metric="cosine",
-                    max_drop=max_drop,
-                    activation=member.activation,
-                    labels=labels,
-                    output=bundle,
-                    budget=budget,
-                    precisions=precisions,
-                    engines=engines,
-                    report=print,
-                ).close()
+                optimize_whole_files(model, whole_files, windows=WINDOWS, keep_s=view.keep_s, **how).close()
             except AccuracyError as error:
                 print(f"{member.name}: {error}")
         if not bundle.exists():
-            alula.optimize(
-                str(HERE / member.model),
-                clips,
-                weights=trained,
-                input=HERE / member.input,
-                # Several species may sound at once, so the highest score alone is not the result.
-                metric="cosine",
-                max_drop=max_drop,
-                activation=member.activation,
-                labels=labels,
-                output=bundle,
-                budget=budget,
-                precisions=precisions,
-                engines=engines,
-                report=print,
-            ).close()
+            alula.optimize(model, clips, **how).close()
         bundles.append(bundle)
         # What runs over stretches brings its view along.
         if view is not None and not is_ensemble(bundle):
@@ -119,7 +109,7 @@ def make_pipeline(
     make_ensemble(
         bundles,
         output,
-        blend=msgspec.convert(said, type=Blend),
+        blend=blend_of(letter),
         post=msgspec.structs.replace(post, view=views),
         replace=True,
     )

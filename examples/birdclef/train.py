@@ -1,126 +1,219 @@
-"""Train the heads of a pipeline's networks for a few minutes: `python train.py c CLIPS -o weights`.
+"""Train the networks of a pipeline for some minutes: `python train.py c CLIPS -o weights`.
 
-CLIPS holds a folder of recordings per class, or recordings alone, each of which is a class of its own then.
-The backbones stay as they are, random, but for the statistics of BatchNorm, which become those of the clips;
-what follows them learns. That gives scores that follow a sound, which is enough to see what an engine or a
-blend does to them. It gives no good detector of birds. Each step runs the whole network on a few windows.
+CLIPS is what `alula optimize` takes as labelled audio: a folder of class folders, or a table
+`path,label,start_s,end_s`, in which a row may have several labels.
+
+A few passes over some hundred windows, from random weights; the large detectors of pipeline B go on from what
+its classifiers have learned. That gives scores that follow a sound, which is enough to see what an engine, a
+blend or a cascade does to them. It gives no good detector of birds.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from birdclef_layers import zoo
-from pipelines import HERE, Member, read_pipeline
-from safetensors.torch import save_file
+from pipelines import HERE, Member, Pipeline, read_pipeline
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from alula.data import open_audio
+from alula.data import Samples, open_audio, open_samples
 from alula.features import AudioFeatures
 from alula.sources import load_model, parse_source
 
-AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
-STEPS = 60
-BATCH = 8
+EPOCHS = 8
+BATCH = 16
+RATE = 2e-3
 
-# The parts of the networks here that are heads, by the names of their attributes.
-HEADS = ("hidden", "attention", "classes", "linear", "1.classifier", "1.head.fc", "1.head.classifier")
+RELATIVES = {"sed_v2s": "cnn_v2s", "sed_b3": "cnn_b3"}
+"""Which network has the same backbone, with time and frequency exchanged, and takes a third of the time."""
+
+FURTHER_EPOCHS = 2
+"""Of a network that goes on from its relative."""
+MOST_WINDOWS = 12
+"""Of one sample, so that a long recording does not outweigh the others."""
 
 
-def classes_of(clips: Path) -> dict[str, list[Path]]:
-    """Return the recordings of each class: folders, or the recordings themselves.
+def windows_of(member: Member, samples: Samples, lead_s: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return windows (n, c, f, t) of recordings, and of each the number of the sample it belongs to (n,).
 
-    Raises:
-        SystemExit: there are none.
+    Args:
+        member: whose input it is.
+        samples: stretches of recordings. One window follows the other; a rest makes no window of its own.
+        lead_s: how much earlier than its row a window begins; there is silence outside of a recording.
     """
-    files = sorted(path for path in clips.rglob("*") if path.suffix.lower() in AUDIO)
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        found.setdefault(path.parent.name if path.parent != clips else path.stem, []).append(path)
-    if len(found) < 2:
-        raise SystemExit(f"{clips} holds {len(found)} classes of recordings; expected at least 2.")
-    return found
+    description = member.description()
+    features = AudioFeatures(description)
+    rate_hz, length, hop = description.sample_rate_hz, description.window_samples, description.hop_samples
+    waves: dict[Path, np.ndarray] = {}
+    found, owners = [], []
+    for number, item in enumerate(samples.items):
+        assert item.path is not None
+        if item.path not in waves:
+            waves = {item.path: read_wave(item.path, rate_hz)}
+        wave = waves[item.path]
+        first = round(item.start_s * rate_hz)
+        last = len(wave) if item.end_s is None else round(item.end_s * rate_hz)
+        for k in range(min(MOST_WINDOWS, max(1, (last - first) // hop))):
+            start = first + k * hop - round(lead_s * rate_hz)
+            part = wave[max(start, 0) : max(start + length, 0)]
+            window = np.zeros(length, np.float32)
+            window[max(-start, 0) : max(-start, 0) + len(part)] = part
+            found.append(torch.from_numpy(features.transform(window[None])[0]))
+            owners.append(number)
+    return torch.stack(found), torch.tensor(owners)
 
 
-def windows_of(
-    member: Member, classes: dict[str, list[Path]], most: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return windows (n, c, f, t) and the numbers of their classes (n,), at most so many per class."""
-    features = AudioFeatures(member.description())
-    found, targets = [], []
-    for number, files in enumerate(classes.values()):
-        taken = 0
-        for path in files:
-            with open_audio(path) as audio:
-                for window in features.windows(audio.blocks(), audio.rate_hz):
-                    if taken < most:
-                        found.append(torch.from_numpy(window.samples))
-                        targets.append(number)
-                        taken += 1
-    return torch.stack(found), torch.tensor(targets)
+def read_wave(path: Path, rate_hz: int) -> np.ndarray:
+    """Return a recording as mono, float32 of shape (t,)."""
+    import soxr
+
+    with open_audio(path) as audio:
+        wave = np.concatenate(list(audio.blocks())).mean(axis=1, dtype=np.float32)
+        return np.asarray(soxr.resample(wave, audio.rate_hz, rate_hz), np.float32)
 
 
-def is_head(name: str) -> bool:
-    """Return whether a parameter belongs to a head."""
-    return any(name.startswith(f"{head}.") for head in HEADS)
+def targets_of(samples: Samples, classes: int) -> torch.Tensor:
+    """Return 1.0 where a class is in a sample, (n, classes); columns beyond the samples' classes are 0."""
+    targets = torch.zeros(len(samples.items), classes)
+    assert samples.targets is not None
+    given = torch.tensor(samples.targets)
+    if given.ndim == 1:
+        targets[torch.arange(len(given)), given] = 1.0
+    else:
+        targets[:, : given.shape[1]] = given.float()
+    return targets
 
 
-def train(member: Member, classes: dict[str, list[Path]], *, steps: int, most: int) -> nn.Module:
-    """Return a member's network whose head has learned to tell the classes apart."""
+def exchanged(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a backbone's weights for an exchanged height and width: kernels (o, i, h, w) transposed."""
+    return {
+        name: tensor.transpose(2, 3).contiguous() if tensor.ndim == 4 else tensor
+        for name, tensor in state.items()
+        if name.startswith("maps.")
+    }
+
+
+def train(
+    member: Member,
+    samples: Samples,
+    pipeline: Pipeline,
+    *,
+    epochs: int,
+    backbone: Mapping[str, torch.Tensor],
+    autocast: bool,
+) -> nn.Module:
+    """Return a member's network that has learned to tell the classes apart.
+
+    Args:
+        member: of the pipeline.
+        samples: with labels.
+        pipeline: whose member it is.
+        epochs: over the samples.
+        backbone: weights to begin with; empty for random ones.
+        autocast: whether most is computed in bfloat16.
+    """
     module = load_model(parse_source(str(HERE / member.model))).module
     assert module is not None
-    x, y = windows_of(member, classes, most)
-    torch.manual_seed(0)  # of layers that are dropped at random
-    # In random order, so that no batch holds one class alone; a last batch of one would have no variance.
-    batches = x[torch.randperm(len(x))].split(BATCH)
-    zoo().calibrate(module, [batch for batch in batches if len(batch) > 1])
-    learned = []
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(is_head(name))
-        if is_head(name):
-            learned.append(parameter)
-    if not learned:
-        raise SystemExit(f"No head was found in `{member.model}`; name its attribute in HEADS.")
-    optimizer = torch.optim.AdamW(learned, lr=1e-3)
-    chance = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        picked = torch.randint(len(x), (min(BATCH, len(x)),), generator=chance)
-        output = module(x[picked])
-        targets = torch.zeros_like(output)
-        targets[torch.arange(len(picked)), y[picked]] = 1.0
-        if member.activation == "sigmoid":
-            loss = nn.functional.binary_cross_entropy_with_logits(output, targets)
-        else:
-            loss = nn.functional.binary_cross_entropy(output, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 20 == 0:
-            print(f"{member.name}: step {step}, loss {loss.item():.4f}", flush=True)
-    return module.eval()
+    module.load_state_dict({**module.state_dict(), **backbone})
+    x, owners = windows_of(member, samples, pipeline.lead_s(member))
+    y = targets_of(samples, pipeline.classes)[owners]
+    known = y.any(dim=0)
+    module = module.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
+    steps = -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs=epochs, steps_per_epoch=steps)
+    torch.manual_seed(0)
+    for epoch in range(epochs):
+        started_s, total = time.monotonic(), 0.0
+        for picked in torch.randperm(len(x)).split(BATCH):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                output = module(x[picked].contiguous(memory_format=torch.channels_last)).float()
+            if member.activation == "sigmoid":
+                loss = nn.functional.binary_cross_entropy_with_logits(output[:, known], y[picked][:, known])
+            else:
+                loss = nn.functional.binary_cross_entropy(output[:, known], y[picked][:, known])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(picked)
+        took_s = time.monotonic() - started_s
+        print(f"{member.name}: epoch {epoch + 1}, loss {total / len(x):.4f}, {took_s:.0f} s", flush=True)
+    return module.eval().to(memory_format=torch.contiguous_format)
+
+
+def train_pipeline(
+    letter: str,
+    clips: Path,
+    output: Path,
+    *,
+    only: Sequence[str] | None = None,
+    epochs: int = EPOCHS,
+    autocast: bool = False,
+) -> None:
+    """Write `NAME.safetensors` of each network of a pipeline into a folder, but for those that are there.
+
+    Args:
+        letter: `a`, `b`, `c` or `d`.
+        clips: labelled audio.
+        output: the folder.
+        only: names of members; None for all.
+        epochs: over the clips, for networks that begin with random weights.
+        autocast: whether most is computed in bfloat16, which is faster where the CPU has AVX512-BF16 or AMX.
+
+    Raises:
+        SystemExit: the clips have no labels, or more classes than the networks.
+    """
+    pipeline = read_pipeline(letter)
+    samples = open_samples(clips)
+    if samples.labels is None:
+        raise SystemExit(f"{clips} has no labels; expected class folders, or a table with a column `label`.")
+    if len(samples.labels) > pipeline.classes:
+        raise SystemExit(f"{len(samples.labels)} classes, but the networks have {pipeline.classes}.")
+    output.mkdir(parents=True, exist_ok=True)
+    # Relatives first.
+    for member in sorted(pipeline.members, key=lambda member: member.name in RELATIVES):
+        target = output / f"{member.name}.safetensors"
+        if (only is not None and member.name not in only) or target.is_file():
+            continue
+        relative = output / f"{RELATIVES.get(member.name, member.name)}.safetensors"
+        backbone = exchanged(load_file(relative)) if relative.is_file() else {}
+        module = train(
+            member,
+            samples,
+            pipeline,
+            epochs=min(epochs, FURTHER_EPOCHS) if backbone else epochs,
+            backbone=backbone,
+            autocast=autocast,
+        )
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pipeline", choices=["a", "b", "c", "d"])
-    parser.add_argument("clips", type=Path, help="folders of recordings by class, or recordings")
+    parser.add_argument("clips", type=Path, help="folder of class folders, or a table of stretches")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of NAME.safetensors")
     parser.add_argument("--only", help="names of members, comma-separated (default all)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} windows (default {STEPS})")
-    parser.add_argument("--windows", type=int, default=12, help="of a class, at most (default 12)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"over the clips (default {EPOCHS})")
+    parser.add_argument(
+        "--bf16", action="store_true", help="faster where the CPU has AVX512-BF16 or AMX, else slower"
+    )
     options = parser.parse_args()
-    pipeline = read_pipeline(options.pipeline)
-    classes = classes_of(options.clips)
-    if len(classes) > pipeline.classes:
-        raise SystemExit(f"{len(classes)} classes, but the networks have {pipeline.classes}.")
-    options.output.mkdir(parents=True, exist_ok=True)
-    for member in pipeline.members:
-        if options.only is None or member.name in options.only.split(","):
-            module = train(member, classes, steps=options.steps, most=options.windows)
-            state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-            save_file(state, options.output / f"{member.name}.safetensors")
+    only = None if options.only is None else options.only.split(",")
+    train_pipeline(
+        options.pipeline,
+        options.clips,
+        options.output,
+        only=only,
+        epochs=options.epochs,
+        autocast=options.bf16,
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from alula.bundle import DeclaredRung
 from alula.cli.options import csv_of
 from alula.core import Blend
 from alula.errors import UsageError
+from alula.toml import read_toml
 
 __all__ = ["blend_of", "ladder_of"]
 
@@ -45,9 +45,7 @@ def blend_of(name: str, *, weights: str | None, class_weights: Path | None, expo
     if weights is not None:
         said["weights"] = _numbers(weights)
     if class_weights is not None:
-        said["class_weights"] = _table(
-            class_weights, "--class-weights", expected="lines such as robin = [2, 1]"
-        )
+        said["class_weights"] = read_toml(class_weights, what="--class-weights")
     try:
         blend: Blend = msgspec.convert(said, type=Blend)
     except msgspec.ValidationError as error:
@@ -63,7 +61,7 @@ def ladder_of(path: Path | None) -> tuple[DeclaredRung, ...]:
     """
     if path is None:
         return ()
-    said = _table(path, "--ladder", expected="[[rung]] tables with members and score")
+    said = read_toml(path, what="--ladder")
     try:
         return msgspec.convert(said, type=_Ladder).rung
     except msgspec.ValidationError as error:
@@ -75,10 +73,3 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in csv_of(text) or ()]
     except ValueError as error:
         raise UsageError(f"--weights {text} is no list of numbers; expected such as 2,1.") from error
-
-
-def _table(path: Path, option: str, *, expected: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{option} {path} cannot be read as TOML: {error}. Expected {expected}.") from error

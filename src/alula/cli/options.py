@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from alula.errors import AlulaError
+from alula.errors import AlulaError, UsageError
+from alula.toml import read_toml
 
 PLAIN_WIDTH = 120
 
@@ -131,9 +131,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}", ctx=ctx, param=param) from error
+        tables = read_toml(path, what="The file")
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=param) from error
     table = tables.get(ctx.info_name or "", {})
     if not isinstance(table, dict):
         raise click.BadParameter(f"{path}: `{ctx.info_name}` is no table", ctx=ctx, param=param)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -34,6 +33,7 @@ from alula.core import (
     ZScore,
 )
 from alula.errors import UsageError, closest
+from alula.toml import parse_toml, read_toml_text
 
 __all__ = ["PRESETS", "parse_description", "read_description", "to_toml"]
 
@@ -97,13 +97,7 @@ def read_description(spec: str | Path) -> InputDescription:
             f"There is no input description named `{spec}`.{closest(spec, PRESETS)} "
             f"Expected one of {', '.join(sorted(PRESETS))}, or the path of a TOML file."
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"The input description {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The input description {path} is not UTF-8 text, so it is not TOML.") from error
-    return parse_description(text, name=str(path))
+    return parse_description(read_toml_text(path, what="The input description"), name=str(path))
 
 
 def parse_description(text: str, *, name: str = "input description") -> InputDescription:
@@ -119,10 +113,7 @@ def parse_description(text: str, *, name: str = "input description") -> InputDes
     >>> parse_description('preset = "imagenet"\\nheight = 192\\nwidth = 192').width
     192
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is not TOML: {error}.") from error
+    document: Any = parse_toml(text, name=name)
     place = ""
     if "input" in document:
         place, document = "input", document["input"]

@@ -15,13 +15,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import msgspec
 
 from alula.core import Step, View
 from alula.errors import UsageError
+from alula.toml import parse_toml, read_toml_text
 
 __all__ = ["PostProcessing", "parse_postprocessing", "read_postprocessing"]
 
@@ -44,13 +44,7 @@ def read_postprocessing(path: Path) -> PostProcessing:
     Raises:
         UsageError: it cannot be read, is no TOML, or a name or value in it is wrong: the message says where.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"The post-processing {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The post-processing {path} is not UTF-8 text, so it is not TOML.") from error
-    return parse_postprocessing(text, name=str(path))
+    return parse_postprocessing(read_toml_text(path, what="The post-processing"), name=str(path))
 
 
 def parse_postprocessing(text: str, *, name: str = "post-processing") -> PostProcessing:
@@ -66,10 +60,7 @@ def parse_postprocessing(text: str, *, name: str = "post-processing") -> PostPro
     >>> parse_postprocessing('[[step]]\\ntype = "top"\\nk = 2').step
     (TopScaling(k=2),)
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is not TOML: {error}.") from error
+    document = parse_toml(text, name=name)
     try:
         return msgspec.convert(document, type=PostProcessing)
     except msgspec.ValidationError as error:

@@ -261,9 +261,13 @@ def test_whole_files_with_wrong_options(
         (("{bundle}", "-o", "e", "--blend", "max", "--weights", "1"), 2, "takes no weights"),
         (("{bundle}", "-o", "e", "--exponent", "3"), 2, "belongs to --blend power"),
         (("{bundle}", "-o", "e", "--blend", "power", "--exponent", "0"), 2, "`exponent`"),
-        (("{bundle}", "-o", "e", "--class-weights", "absent"), 2, "cannot be read as TOML"),
+        (
+            ("{bundle}", "-o", "e", "--class-weights", "absent"),
+            2,
+            "--class-weights absent cannot be read: No such file",
+        ),
         (("{bundle}", "-o", "e", "--post", "absent"), 2, "cannot be read"),
-        (("{bundle}", "-o", "e", "--ladder", "absent"), 2, "--ladder absent cannot be read as TOML"),
+        (("{bundle}", "-o", "e", "--ladder", "absent"), 2, "--ladder absent cannot be read: No such file"),
         (("{bundle}", "-o", "e", "--labels", "cuckoo"), 2, "knows the label `cuckoo`"),
     ],
 )
