@@ -131,25 +131,6 @@ class Contender(AbstractContextManager["Contender"]):
         self.wall_s.clear()
 
 
-def compared_scores(expected: list[np.ndarray], got: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of two ways, each of shape (rows, classes).
-
-    Raises:
-        SystemExit: they are not as many.
-    """
-    want, have = np.concatenate(expected), np.concatenate(got)
-    if want.shape != have.shape:
-        raise SystemExit(
-            f"The ways gave scores of shapes {want.shape} and {have.shape}; the times mean nothing."
-        )
-    return want, have
-
-
-def same_top1(want: np.ndarray, have: np.ndarray) -> float:
-    """Return the share of rows whose highest score is that of the same class."""
-    return float(np.mean(want.argmax(axis=1) == have.argmax(axis=1)))
-
-
 def batched(rows: Any, size: int) -> Iterator[Any]:
     """Yield parts of a list or an array, each of at most so many rows."""
     for start in range(0, len(rows), size):

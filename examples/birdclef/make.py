@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines import HERE, read_pipeline
 import alula
 from alula.bundle import is_ensemble
 from alula.core import Blend, Precision
+from alula.postprocess import PostProcessing, read_postprocessing
 
 WINDOWS = 12
 """Of a stretch that is run at once: a minute of rows of five seconds."""
@@ -33,6 +35,16 @@ def blend_of(letter: str) -> Blend:
     said = tomllib.loads((HERE / f"pipeline_{letter}.toml").read_text("utf-8"))["blend"]
     blend: Blend = msgspec.convert(said, type=Blend)
     return blend
+
+
+def post_of(letter: str, members: Collection[str]) -> PostProcessing:
+    """Return the post-processing of a pipeline with the views of some of its members."""
+    pipeline = read_pipeline(letter)
+    if pipeline.post is None:
+        return PostProcessing()
+    post = read_postprocessing(HERE / pipeline.post)
+    views = {name: view for name, view in post.view.items() if name in members}
+    return msgspec.structs.replace(post, view=views)
 
 
 def make_pipeline(
@@ -64,17 +76,15 @@ def make_pipeline(
         max_drop: of the cosine with the network itself.
     """
     from alula.errors import AccuracyError
-    from alula.postprocess import PostProcessing, read_postprocessing
     from alula.workflows import make_ensemble, optimize_whole_files
 
-    pipeline = read_pipeline(letter)
-    members = [member for member in pipeline.members if only is None or member.name in only]
+    pipeline = read_pipeline(letter, only)
     folder = output.with_name(f"{output.name}.members")
     folder.mkdir(parents=True, exist_ok=True)
     labels = tuple(f"species_{index:03d}" for index in range(pipeline.classes))
-    post = PostProcessing() if pipeline.post is None else read_postprocessing(HERE / pipeline.post)
+    post = post_of(letter, [member.name for member in pipeline.members])
     bundles, views = [], {}
-    for member in members:
+    for member in pipeline.members:
         bundle = folder / f"{member.name}.alula"
         trained = None if weights is None else weights / f"{member.name}.safetensors"
         if trained is not None and not trained.is_file():

@@ -7,7 +7,7 @@ on the scores of one recording, in a few lines of NumPy: what an ensemble is com
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -114,14 +114,26 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return mixed.astype(np.float32)
 
 
-def read_pipeline(letter: str) -> Pipeline:
+def read_pipeline(letter: str, only: Collection[str] | None = None) -> Pipeline:
     """Return pipeline `a`, `b`, `c` or `d`.
 
+    Args:
+        letter: of the pipeline.
+        only: names of the members that take part; None for all.
+
     Raises:
+        SystemExit: there is no member of a name.
         msgspec.ValidationError: its file says something else than `Pipeline`.
     """
     text = (HERE / f"pipeline_{letter}.toml").read_text("utf-8")
-    return msgspec.convert(tomllib.loads(text), type=Pipeline)
+    pipeline = msgspec.convert(tomllib.loads(text), type=Pipeline)
+    if only is None:
+        return pipeline
+    names = [member.name for member in pipeline.members]
+    if unknown := sorted(set(only) - set(names)):
+        raise SystemExit(f"Pipeline {letter} has no member `{unknown[0]}`; there are {', '.join(names)}.")
+    members = tuple(member for member in pipeline.members if member.name in only)
+    return msgspec.structs.replace(pipeline, members=members)
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

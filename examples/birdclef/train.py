@@ -169,7 +169,7 @@ def train_pipeline(
     Raises:
         SystemExit: the clips have no labels, or more classes than the networks.
     """
-    pipeline = read_pipeline(letter)
+    pipeline = read_pipeline(letter, only)
     samples = open_samples(clips)
     if samples.labels is None:
         raise SystemExit(f"{clips} has no labels; expected class folders, or a table with a column `label`.")
@@ -179,7 +179,7 @@ def train_pipeline(
     # Relatives first.
     for member in sorted(pipeline.members, key=lambda member: member.name in RELATIVES):
         target = output / f"{member.name}.safetensors"
-        if (only is not None and member.name not in only) or target.is_file():
+        if target.is_file():
             continue
         relative = output / f"{RELATIVES.get(member.name, member.name)}.safetensors"
         backbone = exchanged(load_file(relative)) if relative.is_file() else {}
