@@ -1,8 +1,8 @@
 """A pipeline as plainly as it can be: librosa window by window, PyTorch as it is, NumPy for the blend.
 
 Slow, and nothing of it is Alula's but the reading of the TOML files: what an ensemble is held against.
-`python reference.py b ENSEMBLE RECORDING [--weights FOLDER]` does that for a recording, and fails where a score
-is farther away than the tolerance.
+`python reference.py b ENSEMBLE RECORDING [--weights FOLDER]` does that for a recording, and fails where a
+score is farther away than the tolerance.
 """
 
 from __future__ import annotations
