@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipelines import HERE, Member, Pipeline, read_pipeline
 
 import alula
-from alula.bundle import read_ensemble
-from alula.core import Affine, AudioInput, LogMel, MinMax, ZScore
+from alula.bundle import read_ensemble, read_manifest
+from alula.core import Affine, AudioInput, LogMel, MinMax, Recipe, ZScore
 from alula.sources import load_model, parse_source
 
 Waves = NDArray[np.float32]
@@ -170,10 +170,8 @@ def difference(expected: NDArray[np.float32], got: NDArray[np.float32]) -> Diffe
 
 def lowest_precision(ensemble: Path) -> str:
     """Return `int8`, `bf16` or `fp32`: the lowest among an ensemble's members."""
-    from alula.bundle import read_manifest
-
     found = {
-        read_manifest(ensemble / member.folder).chosen.recipe.precision
+        Recipe.parse(read_manifest(ensemble / member.folder).chosen.recipe).precision
         for member in read_ensemble(ensemble).members
     }
     return next(precision for precision in ("int8", "bf16", "fp32") if precision in found)

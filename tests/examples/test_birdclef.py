@@ -15,14 +15,19 @@ from types import ModuleType
 import librosa
 import numpy as np
 import pytest
+import soundfile
 import torch
+from bundles import write_onnx_bundle
 from torch import nn
 
+import alula
 from alula.core import ARTIFACT_FILES
+from alula.data import open_samples
 from alula.export import export_module
 from alula.features import AudioFeatures, read_description
 from alula.libraries import import_onnxruntime
 from alula.sources import load_model, parse_source
+from alula.workflows import make_ensemble
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "birdclef"
 RATE_HZ = 32_000
@@ -38,7 +43,10 @@ def birdclef() -> Iterator[dict[str, ModuleType]]:
     """Return the modules of the example by name, imported as a factory file imports its neighbours."""
     import importlib
 
-    names = ("birdclef_layers", "pipelines", "pipeline_a", "pipeline_b", "pipeline_c", "pipeline_d")
+    names = (
+        *("birdclef_layers", "pipelines", "pipeline_a", "pipeline_b", "pipeline_c", "pipeline_d"),
+        *("reference", "train"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in names}
@@ -363,6 +371,81 @@ def check_factory(model: str, classes: int, toml: str) -> None:
     # Other sounds than those that the statistics were measured on.
     assert len(deviations) == len(norms)
     assert all(0.02 < one < 50.0 for one in deviations)
+
+
+def soundscape(folder: Path, seconds: float) -> Path:
+    path = folder / "night.wav"
+    wave = waves(seconds, 1)[0]
+    soundfile.write(path, wave, RATE_HZ, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and slated for removal:DeprecationWarning")
+def test_windows_of_the_reference_and_of_training_lie_alike(
+    birdclef: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    pipeline = birdclef["pipelines"].read_pipeline("b", ["sed_seresnext26t", "cnn_b0"])
+    path = soundscape(tmp_path, 23.0)
+    (tmp_path / "truth.csv").write_text(
+        "path,label,start_s,end_s\n"
+        "night.wav,a,0,5\nnight.wav,a;b,5,10\nnight.wav,;,10,15\nnight.wav,b,15,20\nnight.wav,b,20,23\n"
+    )
+    samples = open_samples(tmp_path / "truth.csv")
+    for member, lead_s in zip(pipeline.members, (2.5, 0.0), strict=True):
+        assert pipeline.lead_s(member) == lead_s
+        wave = birdclef["reference"].read_wave(path, RATE_HZ)
+        expected = birdclef["reference"].windows(wave, member, lead_s)
+        got, owners = birdclef["train"].windows_of(member, samples, lead_s)
+        assert owners.tolist() == [0, 1, 2, 3, 4]
+        np.testing.assert_allclose(got.numpy() * 255.0, expected * 255.0, atol=DECIBELS)
+    assert birdclef["train"].targets_of(samples, 3).tolist() == [
+        *([1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0])
+    ]
+
+
+def test_a_backbone_can_be_turned_for_its_relative(birdclef: dict[str, ModuleType]) -> None:
+    module = nn.ModuleDict({"maps": nn.Conv2d(2, 4, (3, 5), bias=True), "linear": nn.Linear(4, 1)})
+    turned = nn.Conv2d(2, 4, (5, 3), bias=True)
+    state = birdclef["train"].exchanged(module.state_dict())
+    turned.load_state_dict({name.removeprefix("maps."): tensor for name, tensor in state.items()})
+    x = torch.randn(1, 2, 8, 9)
+    torch.testing.assert_close(turned(x.transpose(2, 3)).transpose(2, 3), module["maps"](x))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and slated for removal:DeprecationWarning")
+def test_the_reference_is_the_ensemble(
+    birdclef: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two networks of pipeline B, one with a view, as an ensemble, against librosa and eager PyTorch."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from make import blend_of, post_of
+
+    names = ("sed_seresnext26t", "cnn_b0")
+    pipeline = birdclef["pipelines"].read_pipeline("b", names)
+    labels = tuple(f"species_{index:03d}" for index in range(pipeline.classes))
+    bundles = []
+    for member in pipeline.members:
+        description = member.description()
+        golden = AudioFeatures(description).transform(waves(description.window_s))
+        module = load_model(parse_source(str(FOLDER / member.model))).module
+        scratch = tmp_path / member.name
+        (scratch / "artifact").mkdir(parents=True)
+        export_module(module, [golden], target="onnx", folder=scratch / "artifact")
+        bundle = tmp_path / f"{member.name}.alula"
+        bundles.append(
+            write_onnx_bundle(bundle, scratch, description, golden, labels=labels, activation="sigmoid")
+        )
+    path = soundscape(tmp_path, 33.0)
+    make_ensemble(bundles, tmp_path / "b.alula", blend=blend_of("b"), post=post_of("b", names))
+    with alula.load(tmp_path / "b.alula") as opened:
+        [prediction] = opened.map([path])
+    expected = birdclef["reference"].scores(pipeline, path, None)
+    assert prediction.scores is not None
+    found = birdclef["reference"].difference(expected, prediction.scores)
+    assert found.rows == 7
+    assert found.largest < birdclef["reference"].TOLERANCES["fp32"]
+    assert found.cosine > birdclef["reference"].COSINES["fp32"]
+    assert birdclef["reference"].lowest_precision(tmp_path / "b.alula") == "fp32"
 
 
 def test_the_blends_are_what_they_say(birdclef: dict[str, ModuleType]) -> None:

@@ -135,9 +135,33 @@ def write_audio_bundle(target: Path, *, scratch: Path, seed: int = 11) -> Path:
     artifact.mkdir(parents=True)
     weights = random.normal(0, 0.01, (int(np.prod(shape)), len(SONGS))).astype(np.float32)
     write_linear_onnx(artifact / "model.onnx", weights, shape=("b", *shape))
+    write_onnx_bundle(target, scratch, RECORDINGS, golden, labels=SONGS, activation="sigmoid")
+    return target
+
+
+def write_onnx_bundle(
+    target: Path,
+    scratch: Path,
+    description: InputDescription,
+    golden: np.ndarray,
+    *,
+    labels: tuple[str, ...],
+    activation: Activation,
+) -> Path:
+    """Write a bundle of an ONNX file as it is, for ONNX Runtime; return it.
+
+    Args:
+        target: the bundle.
+        scratch: folder with `artifact/model.onnx`, and for the rest of what goes into it.
+        description: how files become inputs.
+        golden: some inputs, (n, ...).
+        labels: class names, one per column of the only output.
+        activation: applied to it.
+    """
+    artifact = scratch / "artifact"
     signature = Signature(
-        (TensorSpec("x", "float32", ("b", *shape)),),
-        (TensorSpec("scores", "float32", ("b", len(SONGS))),),
+        (TensorSpec("x", "float32", ("b", *golden.shape[1:])),),
+        (TensorSpec("scores", "float32", ("b", len(labels))),),
     )
     settings = Settings(threads=1, instances=1, batch_size=8)
     session = engine_named("onnxruntime").load(
@@ -148,9 +172,9 @@ def write_audio_bundle(target: Path, *, scratch: Path, seed: int = 11) -> Path:
     (scratch / "search.jsonl").write_bytes(b"")
     manifest = _manifest(
         signature,
-        RECORDINGS,
-        labels=SONGS,
-        activation="sigmoid",
+        description,
+        labels=labels,
+        activation=activation,
         recipe="onnxruntime/fp32",
         settings=settings,
         golden=("onnxruntime-fp32_0",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -92,28 +93,28 @@ def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
     with run(
         model,
         _existing(data),
-        output=options["output"],
-        weights=options["weights"],
-        input=options["description"],
-        labels=_labels(options["labels"]),
-        metric=options["metric"],
-        max_drop=options["max_drop"],
         scenario=options["scenario"],
         latency_limit=options["latency_limit"],
-        budget=options["budget"],
-        engines=csv_of(options["engines"]),
-        precisions=_precisions(options["precisions"]),
-        threads=options["threads"],
-        activation=options["activation"],
-        seed=options["seed"],
-        replace=options["replace"],
         keep=options["keep"],
         fresh=options["fresh"],
         report=progress.report,
         on_outcome=progress.outcome,
+        **_of_a_search(options),
     ) as bundle:
         manifest = bundle.manifest
     screen.result(manifest, lambda console: draw_search(console, options["output"], manifest))
+
+
+def _of_a_search(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all commands with a search ask, as arguments of their workflows."""
+    taken = ("output", "weights", "metric", "max_drop", "budget", "threads", "activation", "seed", "replace")
+    return {
+        **{name: options[name] for name in taken},
+        "input": options["description"],
+        "labels": _labels(options["labels"]),
+        "engines": csv_of(options["engines"]),
+        "precisions": _precisions(options["precisions"]),
+    }
 
 
 def _existing(data: str) -> Path:
@@ -329,23 +330,11 @@ def whole_files(screen: Screen, model: str, data: str, **options: Any) -> None:
     with optimize_whole_files(
         model,
         _existing(data),
-        output=options["output"],
-        input=options["description"],
         windows=options["windows"],
         keep_s=options["keep"],
-        weights=options["weights"],
-        labels=_labels(options["labels"]),
-        metric=options["metric"],
-        max_drop=options["max_drop"],
-        budget=options["budget"],
-        engines=csv_of(options["engines"]),
-        precisions=_precisions(options["precisions"]),
-        threads=options["threads"],
-        activation=options["activation"],
-        seed=options["seed"],
-        replace=options["replace"],
         report=progress.report,
         on_outcome=progress.outcome,
+        **_of_a_search(options),
     ) as made:
         manifest = made.manifest
     screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))
