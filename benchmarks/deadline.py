@@ -42,7 +42,7 @@ from alula.data import open_audio, open_samples
 from alula.hardware import describe_disturbance, take_snapshot, thread_budget
 from alula.measure import Round, interleave, ratio, throughput
 from alula.planning import Duration
-from soundscapes import PROJECT, RATE_HZ, recordings
+from soundscapes import PROJECT, RATE_HZ, class_name, recordings
 from ways import Contender, Stages, Way, batched, core_seconds
 
 EXAMPLE = PROJECT / "examples" / "birdclef"
@@ -332,18 +332,25 @@ def command_s(ensemble: Path, folder: Path, table: Path) -> float:
     return took_s
 
 
+def truth_of(table: Path, classes: int) -> np.ndarray:
+    """Return which classes are in each row of some recordings, bool of shape (rows, classes)."""
+    targets = open_samples(table, labels=[class_name(index) for index in range(classes)]).targets
+    if targets is None:
+        raise SystemExit(f"{table} has no labels; remove its folder, and it is made again.")
+    return np.asarray(targets) > 0
+
+
 def macro_auc(truth: np.ndarray, scores: list[np.ndarray]) -> float:
     """Return the mean area under the ROC curve of the classes that are both there and not there.
 
     Args:
-        truth: bool of shape (rows, classes); scores may have more columns.
+        truth: bool of shape (rows, classes).
         scores: of each recording.
     """
     from sklearn.metrics import roc_auc_score
 
-    found = np.concatenate(scores)[:, : truth.shape[1]]
     judged = truth.any(axis=0) & ~truth.all(axis=0)
-    return float(roc_auc_score(truth[:, judged], found[:, judged], average="macro"))
+    return float(roc_auc_score(truth[:, judged], np.concatenate(scores)[:, judged], average="macro"))
 
 
 def section(
@@ -523,9 +530,8 @@ def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namesp
         output.say(f"{name}: {walls}; stages alone")
         stages = {way: one.stages(some) for way, one in contenders.items()}
         output.say(f"{name}: scores of all recordings")
-        truth = open_samples(folder / "truth.csv").targets
-        assert truth is not None
-        scores = {way: macro_auc(truth > 0, one.scores(files)) for way, one in contenders.items()}
+        truth = truth_of(folder / "truth.csv", chosen(name).classes)
+        scores = {way: macro_auc(truth, one.scores(files)) for way, one in contenders.items()}
     if plans:
         output.say(f"{name}: the planned jobs")
         notes += foretold(plans, folder, table, options.rounds)
@@ -570,7 +576,7 @@ def main() -> None:
     zoo.let_children_import_timm()
     zoo.import_timm()
     output.say(f"recordings in {WORK}")
-    folder = WORK / f"{options.minutes:g}-minutes"
+    folder = WORK / f"{options.recordings}x{options.minutes:g}-minutes"
     files = recordings(folder, options.recordings, 60 * options.minutes, seed=0)
     tuning = WORK / f"{options.clips}-clips"
     recordings(tuning, options.clips, 10.0, seed=10_000)

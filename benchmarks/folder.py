@@ -7,7 +7,7 @@ The usual recipe: `librosa.load`, `librosa.feature.melspectrogram`, `power_to_db
 for each window, one ONNX Runtime FP32 session with default options, and `ThreadPoolExecutor(max_workers=4)`
 over the files, each file's windows in batches. Ours: a bundle made by `alula.optimize` and
 `alula.workflows.predict`, the table written included; once with FP32 recipes only, like for like, and
-once with INT8 recipes too, if one is accepted by its agreement with the FP32 network.
+once with INT8 recipes, if one is accepted by its agreement with the FP32 network.
 
 Each way has its own process; they take turns. Their scores are compared before anything is timed. Then
 each stage runs alone, and the core-seconds that it takes are reported per hour of audio.
@@ -54,7 +54,7 @@ TOLERANCE = 1e-3
 
 USUAL = "usual recipe"
 FP32 = "Alula, FP32 recipes"
-ANY = "Alula"
+INT8 = "Alula, INT8 recipes"
 
 
 def description() -> AudioInput:
@@ -361,7 +361,9 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
     notes: list[str] = []
     bundles = {FP32: optimized(clips, weights, folder / "fp32.alula", options=options, precisions=("fp32",))}
     try:
-        bundles[ANY] = optimized(clips, weights, folder / "any.alula", options=options, precisions=("int8",))
+        bundles[INT8] = optimized(
+            clips, weights, folder / "int8.alula", options=options, precisions=("int8",)
+        )
     except AccuracyError as error:
         notes.append(f"No INT8 recipe was accepted, so there is no third row. {error}")
     with ExitStack() as stack:

@@ -24,6 +24,11 @@ HEARD_S = 0.5
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def class_name(clip: int) -> str:
+    """Return the name of the class that a clip is."""
+    return f"species_{clip:03d}"
+
+
 class Sound(NamedTuple):
     """A clip in a recording: its number, and where it begins and ends there, in seconds."""
 
@@ -107,9 +112,7 @@ def recordings(folder: Path, count: int, seconds: float, *, seed: int) -> list[P
                 {one.clip for one in heard if min(end_s, one.end_s) - max(start_s, one.start_s) >= HEARD_S}
             )
             # A lone `;` is a row in which no class is heard.
-            lines.append(
-                (path.name, ";".join(f"species_{clip:03d}" for clip in present) or ";", start_s, end_s)
-            )
+            lines.append((path.name, ";".join(class_name(clip) for clip in present) or ";", start_s, end_s))
         if path.is_file():
             continue
         half_made = path.with_suffix(".part")

@@ -78,15 +78,33 @@ def read_wave(path: Path, rate_hz: int) -> np.ndarray:
 
 
 def targets_of(samples: Samples, classes: int) -> torch.Tensor:
-    """Return 1.0 where a class is in a sample, (n, classes); columns beyond the samples' classes are 0."""
+    """Return 1.0 where a class is in a sample, (n, classes).
+
+    The first class that is there belongs to the first output, and so on; where classes are called
+    `species_NNN`, as in bundles of `make.py`, to the output of that number.
+    """
+    if samples.targets is None or samples.labels is None:
+        raise SystemExit(f"{samples.source} has no labels; expected class folders, or a column `label`.")
+    outputs = [number_of(label, index) for index, label in enumerate(samples.labels)]
+    if max(outputs) >= classes:
+        raise SystemExit(f"{samples.source} has the class {max(outputs)}; the networks have {classes}.")
     targets = torch.zeros(len(samples.items), classes)
-    assert samples.targets is not None
     given = torch.tensor(samples.targets)
     if given.ndim == 1:
-        targets[torch.arange(len(given)), given] = 1.0
+        targets[torch.arange(len(given)), torch.tensor(outputs)[given]] = 1.0
     else:
-        targets[:, : given.shape[1]] = given.float()
+        targets[:, outputs] = given.float()
     return targets
+
+
+def number_of(label: str, index: int) -> int:
+    """Return which output is a class.
+
+    >>> number_of("species_017", 3), number_of("robin", 3)
+    (17, 3)
+    """
+    name, _, number = label.partition("_")
+    return int(number) if name == "species" and number.isdecimal() else index
 
 
 def exchanged(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -171,10 +189,6 @@ def train_pipeline(
     """
     pipeline = read_pipeline(letter, only)
     samples = open_samples(clips)
-    if samples.labels is None:
-        raise SystemExit(f"{clips} has no labels; expected class folders, or a table with a column `label`.")
-    if len(samples.labels) > pipeline.classes:
-        raise SystemExit(f"{len(samples.labels)} classes, but the networks have {pipeline.classes}.")
     output.mkdir(parents=True, exist_ok=True)
     # Relatives first.
     for member in sorted(pipeline.members, key=lambda member: member.name in RELATIVES):
