@@ -66,6 +66,9 @@ FULL_JOB = (200, 4)
 FULL_LIMIT_S = 6_600.0
 """Ten minutes less than the two hours of that job."""
 
+MAX_DROP = 0.03
+"""Of the cosine of a network's outputs, most of which belong to classes that it has never heard."""
+
 # A minute each; no recording of one kind is among another.
 TRAINING, TRAINING_SEED = 80, 20_000
 VALIDATION, VALIDATION_SEED = 40, 30_000
@@ -261,6 +264,7 @@ def made(
         engines=options.engines,
         only=only,
         whole_files=stretches,
+        max_drop=MAX_DROP,
     )
 
 

@@ -262,7 +262,11 @@ class Strategy:
 
     def _take(self, recipe: Recipe) -> None:
         started_s = self._clock.monotonic()
-        self._look_at(recipe)
+        settings = self._field.prepare(recipe, until_s=self._looks_end_s() if self._scores else math.inf)
+        if not self._costs_s:
+            # The first one pays for what all share, the export above all: its preparation says nothing.
+            started_s = self._clock.monotonic()
+        self._look_at(recipe, settings)
         self._costs_s.append(self._clock.monotonic() - started_s)
 
     def best_so_far(self) -> tuple[Candidate, ...]:
@@ -270,12 +274,15 @@ class Strategy:
         return tuple(sorted(self._scores, key=lambda one: -self._scores[one]))
 
     def _expected_s(self) -> float:
-        return statistics.median(self._costs_s) if self._costs_s else 0.0
+        """Return how long a further recipe takes, as far as that is known: one is given up where it is late.
+
+        The first one says little, since it pays for what all share: the export above all.
+        """
+        return statistics.median(self._costs_s[1:]) if len(self._costs_s) > 1 else 0.0
 
     # Looks.
 
-    def _look_at(self, recipe: Recipe) -> None:
-        settings = self._field.prepare(recipe, until_s=self._looks_end_s() if self._scores else math.inf)
+    def _look_at(self, recipe: Recipe, settings: Sequence[Settings]) -> None:
         if not settings:
             return
         first_batch = settings[0].batch_size

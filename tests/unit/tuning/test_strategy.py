@@ -295,6 +295,25 @@ def test_a_recipe_that_does_not_end_in_time_is_given_up() -> None:
     assert clock.monotonic() < 200 + 10
 
 
+def test_a_first_recipe_that_pays_for_the_export_does_not_keep_others_from_being_tried() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(2, QUIET, clock)
+    field.bad = set()
+    prepare = field.prepare
+
+    def after_the_export(recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
+        if not field.asked:
+            clock.advance(40)
+        return prepare(recipe, until_s=until_s)
+
+    field.prepare = after_the_export  # type: ignore[method-assign]
+    assert Strategy(field, clock=clock).run(RECIPES, deadline_s=120)
+    assert len({one.recipe for one in field.scores}) > 2
+    # Others come before a closer look at the settings of the first.
+    first = [one.recipe for one in field.measured].index(RECIPES[1])
+    assert all(one.settings.batch_size in COARSE for one in field.measured[:first])
+
+
 def test_where_nothing_was_right_in_time_the_search_goes_on_until_something_is() -> None:
     clock = ScriptedClock()
     field = SimulatedField(0, QUIET, clock)
