@@ -83,13 +83,15 @@ def manifest_bytes(bundle: Path) -> bytes:
     Raises:
         BundleError: it is no bundle, or its manifest cannot be read.
     """
-    if not bundle.is_dir():
-        what = "It is a file" if bundle.exists() else "It does not exist"
-        raise BundleError(bundle, f"{what}; expected a bundle folder such as `birds.alula`.")
     path = bundle / MANIFEST_NAME
-    if not path.is_file():
-        raise BundleError(bundle, f"It holds no {MANIFEST_NAME}; expected a bundle made by `alula optimize`.")
     try:
+        if not bundle.is_dir():
+            what = "It is a file" if bundle.exists() else "It does not exist"
+            raise BundleError(bundle, f"{what}; expected a bundle folder such as `birds.alula`.")
+        if not path.is_file():
+            raise BundleError(
+                bundle, f"It holds no {MANIFEST_NAME}; expected a bundle made by `alula optimize`."
+            )
         if path.stat().st_size > MANIFEST_BYTES:
             raise BundleError(path, f"It is larger than {MANIFEST_BYTES} bytes, which no manifest is.")
         return path.read_bytes()

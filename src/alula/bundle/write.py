@@ -98,9 +98,9 @@ def _put(
     replace: bool,
 ) -> None:
     """Make the folder: `fill` writes its files, `seal` gives the manifest that lists them."""
-    if target.exists() and not (replace and is_bundle(target)):
-        raise BundleError(target, "It exists already. Choose another name, or remove it first.")
     try:
+        if target.exists() and not (replace and is_bundle(target)):
+            raise BundleError(target, "It exists already. Choose another name, or remove it first.")
         with writing("the bundle", target):
             _write(target, fill, seal)
     except OSError as error:
@@ -131,7 +131,8 @@ def _write(
             except BaseException:
                 old.rename(target)
                 raise
-            shutil.rmtree(old)
+            # The new one is in place: what is left of the old one is no reason to say that it is not.
+            shutil.rmtree(old, ignore_errors=True)
         else:
             scratch.rename(target)
     except BaseException:

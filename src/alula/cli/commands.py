@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -118,16 +119,24 @@ def _of_a_search(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _existing(data: str) -> Path:
-    if not Path(data).exists():
+    if not os.path.exists(data):  # noqa: PTH110 - no error for a name that is too long
         raise UsageError(f"--data {data} does not exist. Expected a folder, a manifest or an .npz file.")
     return Path(data)
 
 
 def _labels(given: str | None) -> tuple[str, ...] | None:
-    if given is not None and Path(given).is_file():
+    # Of a long list `Path.is_file` says that the name is too long.
+    if given is None or not os.path.isfile(given):  # noqa: PTH113
+        return csv_of(given)
+    try:
         lines = Path(given).read_text(encoding="utf-8").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
-    return csv_of(given)
+    except OSError as error:
+        raise UsageError(f"--labels {given} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--labels {given} is not UTF-8 text; expected a file with one label per line."
+        ) from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _precisions(given: str | None) -> Any:

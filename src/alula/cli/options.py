@@ -72,8 +72,18 @@ class AlulaGroup(click.Group):
         try:
             return super().main(*args, **kwargs)
         except AlulaError as error:
-            Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+            _say_error(str(error))
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Of a path that was given: a name that is too long, a folder that may not be entered or written.
+            _say_error(f"{error.filename}: {error.strerror}.")
+            sys.exit(1)
+
+
+def _say_error(text: str) -> None:
+    Console(stderr=True).print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,6 +148,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if not isinstance(table, dict):
         raise click.BadParameter(f"{path}: `{ctx.info_name}` is no table", ctx=ctx, param=param)
     names = {p.name: p for p in ctx.command.params if p.name}
+    several = {p.name for p in names.values() if p.multiple or p.nargs == -1}
     spelled = {option.lstrip("-"): p.name for p in names.values() for option in p.opts}
     defaults: dict[str, Any] = {}
     for key, value in table.items():
@@ -148,19 +159,10 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             raise click.BadParameter(
                 f"{path}: `alula {ctx.info_name}` has no option `{key}`.{hint}", ctx=ctx, param=param
             )
-        defaults[name] = (
-            ",".join(map(str, value)) if isinstance(value, list) and name not in _LISTS else value
-        )
+        # Other lists are comma-separated text on the command line.
+        joined = isinstance(value, list) and name not in several
+        defaults[name] = ",".join(map(str, value)) if joined else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
-
-
-_LISTS = {
-    "bundles",
-    "inputs",
-    "names",
-    "scores",
-    "what",
-}  # arguments that take several values; other lists are comma-separated text
 
 
 def csv_of(text: str | None) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """Frozen value types shared by every part of Alula. No engine types, no I/O."""
 
+from alula.core.bands import in_band
 from alula.core.blends import Blend, Geometric, Maximum, Mean, Minimum, Power, Rank
 from alula.core.inputs import (
     Affine,
@@ -82,5 +83,6 @@ __all__ = [
     "View",
     "Work",
     "ZScore",
+    "in_band",
     "share_of_peak",
 ]

@@ -25,6 +25,8 @@ __all__ = [
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+# Of a window or a step: up to a day, so that it is a number of samples.
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
 class MinMax(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="minmax"):
@@ -117,8 +119,8 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     sample_rate_hz: PositiveInt = 32_000
-    window_s: Positive = 5.0
-    hop_s: Positive | None = None
+    window_s: Seconds = 5.0
+    hop_s: Seconds | None = None
     peak_normalize: bool = False
     # Not written where it is not asked for, so that bundles of before there was it keep their checksum.
     std_normalize: bool | msgspec.UnsetType = msgspec.UNSET

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from alula.core.inputs import Seconds
+
 __all__ = ["CentralMaximum", "CutOff", "OverlapMean", "Smoothing", "Step", "TopScaling", "View"]
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alula.core import in_band
+
 __all__ = ["Bands", "cascaded"]
 
 Array = npt.NDArray[Any]
@@ -17,7 +19,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bands:
-    """Between which scores a class is uncertain, both ends included.
+    """Between which scores a class is uncertain, both ends included; what is no number always is.
 
     Attributes:
         lower: by class, shape (c,), float32.
@@ -37,7 +39,7 @@ class Bands:
         >>> bands.uncertain(np.array([[0.5, 0.0], [0.9, 0.9]], np.float32)).tolist()
         [0]
         """
-        return np.flatnonzero(((scores >= self.lower) & (scores <= self.upper)).any(axis=1))
+        return np.flatnonzero(in_band(scores, self.lower, self.upper).any(axis=1))
 
 
 def cascaded(

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alula.accuracy import Metric
+from alula.core import in_band
 from alula.errors import UsageError
 from alula.planning.validation import Validation, halves
 
@@ -70,7 +71,7 @@ class Cascade(msgspec.Struct, frozen=True, kw_only=True):
                 f"A cascade of {len(self.lower)} classes got scores of shape {scores.shape}; expected "
                 f"(n, {len(self.lower)})."
             )
-        inside = (scores >= np.array(self.lower)) & (scores <= np.array(self.upper))
+        inside = in_band(scores, np.array(self.lower), np.array(self.upper))
         return np.asarray(inside.any(axis=1))
 
 
@@ -121,10 +122,6 @@ def _band(cheap: Array, truth: BoolArray, k: int, tail: float) -> tuple[float, f
     return float(np.quantile(positive, tail)), float(np.quantile(negative, 1 - tail))
 
 
-def _inside(scores: Array, ends: tuple[FloatArray, FloatArray]) -> BoolArray:
-    return np.asarray((scores >= ends[0]) & (scores <= ends[1]))
-
-
 def learn_cascade(
     cheap_name: str,
     cheap: Array,
@@ -164,7 +161,7 @@ def learn_cascade(
 
     found: tuple[int, float] | None = None
     for tail in TAILS:
-        inside = np.asarray(_inside(cheap, bands(cheap, truth, np.full(classes, tail))).any(axis=1))
+        inside = np.asarray(in_band(cheap, *bands(cheap, truth, np.full(classes, tail))).any(axis=1))
         count = int(inside.sum())
         if (found is None or count < found[0]) and holds(inside):
             found = (count, tail)
@@ -172,12 +169,12 @@ def learn_cascade(
         return None
     tails = np.full(classes, found[1])
     lower, upper = bands(cheap, truth, tails)
-    inside = _inside(cheap, (lower, upper))
+    inside = in_band(cheap, lower, upper)
     for k in np.argsort(-inside.sum(axis=0), kind="stable")[:narrowed]:
         others = np.asarray(np.delete(inside, k, axis=1).any(axis=1))
         for tail in TAILS[TAILS.index(found[1]) + 1 :]:
             low, high = _band(cheap, truth, int(k), tail)
-            column = (cheap[:, k] >= low) & (cheap[:, k] <= high)
+            column = in_band(cheap[:, k], low, high)
             if not holds(others | column):
                 break
             if column.sum() < inside[:, k].sum():

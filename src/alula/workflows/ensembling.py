@@ -62,7 +62,7 @@ from alula.ensemble import (
     cascaded,
     shared_batch_size,
 )
-from alula.errors import DataError, UsageError, closest
+from alula.errors import BundleError, DataError, UsageError, closest
 from alula.features import (
     ArrayFeatures,
     Demand,
@@ -206,17 +206,40 @@ class _Given(NamedTuple):
 
 
 def _given(folder: Path) -> _Given:
-    """Return a verified bundle of one model: a folder itself, or what is in one made for whole files."""
+    """Return a verified bundle of one model: a folder itself, or what is in one made for whole files.
+
+    Raises:
+        BundleError: it is damaged, changed, or an ensemble of more than a model and its view.
+    """
     if is_ensemble(folder):
         whole = read_ensemble(folder)
-        if len(whole.members) == 1 and whole.members[0].whole_files is not None and not whole.steps:
+        if len(whole.members) == 1 and whole.members[0].whole_files is not None:
             verify(folder, whole)
             (manifest,) = verify_members(folder, whole)
             record = whole.members[0]
+            if own := _own_ways(whole, manifest):
+                raise BundleError(
+                    folder,
+                    f"It is an ensemble with its own {' and '.join(own)}, which would be lost in another; "
+                    "expected what `alula whole-files` made. Give that, and say these of the new ensemble.",
+                )
             return _Given(folder / record.folder, manifest, record.view, record.whole_files)
     manifest = read_manifest(folder)
     verify(folder, manifest)
     return _Given(folder, manifest)
+
+
+def _own_ways(whole: EnsembleManifest, member: Manifest) -> list[str]:
+    """Return what an ensemble of one member adds to it and its view."""
+    added = {
+        "blend": whole.blend != Mean(),
+        "labels": whole.labels != member.labels,
+        "steps": bool(whole.steps),
+        "ladder": bool(whole.ladder),
+        "cascade": whole.cascade is not None,
+        "prior": whole.prior is not None,
+    }
+    return [what for what, there in added.items() if there]
 
 
 def _check_ladder(
@@ -372,6 +395,8 @@ def line_up(
     demands, takes = distinct_demands(
         [_demand(manifest.input, view) for manifest, view in zip(manifests, views, strict=True)]
     )
+    # Of several, those with most rows of a window say where rows lie.
+    _check_segments(max(demands, key=lambda demand: demand.rows), steps)
     alignment = align_labels([manifest.labels for manifest in manifests], widths=widths, wanted=labels)
     return Lineup(
         demands=demands,
@@ -383,6 +408,37 @@ def line_up(
             blend, manifests, same_classes=bool(alignment.known.all()) and set(widths) == {alignment.classes}
         ),
     )
+
+
+def _check_segments(demand: Demand, steps: Sequence[Step]) -> None:
+    """Refuse rows of which the last one may reach into a segment of time that the recording does not."""
+    audio = demand.description
+    if not isinstance(audio, AudioInput):
+        return
+    rate_hz = audio.sample_rate_hz
+    hop = audio.hop_samples // demand.rows
+    row: float = audio.window_samples - (demand.rows - 1) * hop
+    if demand.keep_s is not None:
+        row = demand.keep_s * rate_hz
+    for step in steps:
+        if not isinstance(step, OverlapMean):
+            continue
+        segment = step.segment_s * rate_hz
+        whole = [round(size) for size in (segment, row)]
+        if not all(map(math.isclose, whole, (segment, row))):
+            raise UsageError(
+                f"The step `overlap` got segments of {step.segment_s:g} s and rows of {row / rate_hz:g} s; "
+                f"expected whole numbers of samples of both, at {rate_hz} Hz."
+            )
+        common = math.gcd(*whole)
+        if common % hop:
+            shorter = next(size for size in range(hop, 0, -1) if common % size == 0)
+            raise UsageError(
+                f"The step `overlap` got rows of {row / rate_hz:g} s every {hop / rate_hz:g} s for segments "
+                f"of {step.segment_s:g} s; expected a hop that divides both, or the last segment may lie "
+                f"behind the end of a recording. A hop of {shorter / rate_hz:g} s would do."
+            )
+        hop, row = whole[0], segment
 
 
 def _demand(description: InputDescription, view: View) -> Demand:
@@ -575,6 +631,11 @@ class Ensemble:
             steps=manifest.steps,
             labels=manifest.labels,
         )
+        if manifest.cascade is not None:
+            try:
+                _check_cascade(manifest.cascade, [member.name for member in manifest.members], self._plan)
+            except UsageError as error:
+                raise BundleError(path, f"{error} Make the ensemble again.") from error
         self._reader = SharedReader(self._plan.demands)
         self._description = members[0].input
         self._recipes: list[str] = []

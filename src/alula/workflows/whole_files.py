@@ -12,8 +12,9 @@ with the network run window by window, and nothing is written where the differen
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -24,11 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.accuracy import Metric, accept, compare, default_metric, metric_named
-from alula.bundle import Activation, WholeFileVerdict
+from alula.bundle import Activation, WholeFileVerdict, is_bundle
 from alula.core import ARTIFACT_FILES, Accuracy, AudioInput, Outcome, Precision, Recipe, Settings, View
 from alula.data import Item, Samples, open_audio, open_samples, split
 from alula.engines import Session, engine_named
-from alula.errors import AccuracyError, BundleError, ModelError, UsageError
+from alula.errors import (
+    AccuracyError,
+    AlulaError,
+    BundleError,
+    DataError,
+    DiskFullError,
+    ModelError,
+    UsageError,
+)
 from alula.export import StretchModel, copy_onnx, export_module, signature_of_onnx, write_stretch_model
 from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow, read_description
 from alula.hardware import thread_budget
@@ -108,8 +117,12 @@ def optimize_whole_files(
         BundleError: the bundle cannot be written.
     """
     target = Path(output)
-    if target.exists() and not replace:
-        raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
+    if target.exists() and not (replace and is_bundle(target)):
+        raise BundleError(
+            target, "It exists already. Choose another name, or replace it with --replace if it is a bundle."
+        )
+    if keep_s is not None and not 0 < keep_s < math.inf:
+        raise UsageError(f"`keep_s` got {keep_s:g}; expected seconds above 0.")
     description = _checked_description(input)
     stretch = _stretch_of(description, windows)
     demands = (Demand(description, keep_s), Demand(stretch, keep_s, windows))
@@ -117,29 +130,30 @@ def optimize_whole_files(
     samples = open_samples(data, labels=labels)
     chosen = metric_named(metric or default_metric(samples.targets))
     parts = split(samples, calibration=300, max_validation=10_000, seed=seed)
+    budget_threads = thread_budget(threads)
     # Beside the output, because an interrupted search is continued where the model lies as it did.
     folder = target.with_name(f"{target.name}.stretches")
-    for name in ("window", "stretch"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    report("exporting the network")
-    window_file = _exported(model, weights, folder, _sample(samples, description))
-    stretch_file = folder / "stretch" / ARTIFACT_FILES["onnx"]
-    assert description.mel is not None
-    written = write_stretch_model(
-        window_file,
-        stretch_file,
-        axis=_TIME_AXIS,
-        windows=windows,
-        hop_frames=description.hop_samples / description.mel.hop,
-        frames=AudioFeatures(stretch).sample_shape[-1],
-    )
-    budget_threads = thread_budget(threads)
     member_path = folder / target.name
-    report("running the network window by window")
-    with closing(_session(window_file, budget_threads)) as by_window:
-        comparison = _Comparison(samples, parts.validation, features, by_window=_only_output(by_window))
-    report("comparing stretches with windows")
     try:
+        _make_folders(folder, target)
+        report("exporting the network")
+        window_file = _exported(model, weights, folder, _sample(samples, description))
+        stretch_file = folder / "stretch" / ARTIFACT_FILES["onnx"]
+        assert description.mel is not None
+        written = write_stretch_model(
+            window_file,
+            stretch_file,
+            axis=_TIME_AXIS,
+            windows=windows,
+            hop_frames=description.hop_samples / description.mel.hop,
+            frames=AudioFeatures(stretch).sample_shape[-1],
+        )
+        report("running the network window by window")
+        with closing(_session(window_file, budget_threads)) as by_window:
+            comparison = _Comparison(
+                samples, parts.validation, features, by_window=_only_output(by_window), report=report
+            )
+        report("comparing stretches with windows")
         with closing(_session(stretch_file, budget_threads)) as by_stretch:
             in_fp32 = comparison.of(_only_output(by_stretch), metric=chosen, max_drop=max_drop)
             _refuse(in_fp32, "over stretches, in FP32")
@@ -165,14 +179,24 @@ def optimize_whole_files(
         with load_bundle(member_path, threads=threads) as bundle:
             accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
             _refuse(accuracy, f"over stretches, as {bundle.recipe}")
-    except AccuracyError:
-        shutil.rmtree(folder)  # the same call would end in the same way
+    except DiskFullError:
+        raise  # the same call goes on from there
+    except AlulaError:
+        shutil.rmtree(folder, ignore_errors=True)  # the same call would end in the same way
         raise
     _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
     shutil.rmtree(folder)
     loaded = load(target, threads=threads)
     assert isinstance(loaded, Ensemble)
     return loaded
+
+
+def _make_folders(folder: Path, target: Path) -> None:
+    try:
+        for name in ("window", "stretch"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(target, f"It cannot be written: {error.strerror}.") from error
 
 
 def _write(
@@ -222,15 +246,22 @@ def _stretch_of(description: AudioInput, windows: int) -> AudioInput:
 
 
 def _sample(samples: Samples, description: AudioInput) -> NDArray[np.float32]:
-    """Return a few windows of the first recording."""
-    path = samples.items[0].path
-    if samples.kind != "audio" or path is None:
+    """Return a few windows of the first recording that can be read."""
+    if samples.kind != "audio":
         raise UsageError(f"{samples.source} holds no recordings; expected some.")
-    with open_audio(path) as audio:
-        found = AudioFeatures(description).windows(audio.blocks(), audio.rate_hz)
-        windows = [window.samples for window in islice(found, _SAMPLE_WINDOWS)]
-    # An export is checked on at least two samples.
-    return np.stack([*windows, windows[-1]])
+    features = AudioFeatures(description)
+    for item in samples.items:
+        assert item.path is not None
+        try:
+            with open_audio(item.path) as audio:
+                found = features.windows(audio.blocks(), audio.rate_hz)
+                windows = [window.samples for window in islice(found, _SAMPLE_WINDOWS)]
+        except DataError as error:
+            problem = error
+            continue
+        # An export is checked on at least two samples.
+        return np.stack([*windows, windows[-1]])
+    raise DataError(samples.source, f"None of its recordings can be read, for example: {problem}")
 
 
 def _exported(model: Any, weights: str | Path | None, folder: Path, sample: NDArray[np.float32]) -> Path:
@@ -261,7 +292,18 @@ def _only_output(session: Session) -> Scores:
 
 
 class _Comparison:
-    """The first of some recordings, up to a number of windows, and the scores of these window by window."""
+    """The first of some recordings, up to a number of windows, and the scores of these window by window.
+
+    Args:
+        samples: the recordings.
+        indices: which of them.
+        features: first of windows, then of stretches.
+        by_window: scores windows.
+        report: gets a line for each recording that cannot be read and is left out.
+
+    Raises:
+        DataError: more than half of the recordings cannot be read.
+    """
 
     def __init__(
         self,
@@ -270,25 +312,48 @@ class _Comparison:
         features: SharedAudioFeatures,
         *,
         by_window: Scores,
+        report: Report,
     ) -> None:
-        self._items: list[Item] = []
+        self._taken: list[tuple[Item, int]] = []  # recordings, and of how many stretches the rows of each
         self._features = features
         baseline: list[NDArray[Any]] = []
         owners: list[int] = []  # the recording of each window
+        problems: list[DataError] = []
         for index in indices:
-            if len(owners) >= _MOST_ROWS:
+            left = _MOST_ROWS - len(owners)
+            if left <= 0:
                 break
-            self._items.append(samples.items[index])
-            for row in self._rows(samples.items[index]):
-                baseline.append(by_window(row.arrays[0][: row.rows]))
-                owners += [index] * row.rows
+            item = samples.items[index]
+            scored: list[NDArray[Any]] = []
+            try:
+                with closing(self._rows(item)) as rows:
+                    for row in rows:
+                        scored.append(by_window(row.arrays[0][: row.rows]))
+                        left -= row.rows
+                        if left <= 0:
+                            break
+            except DataError as error:
+                report(f"left out: {error}")
+                problems.append(error)
+                continue
+            self._taken.append((item, len(scored)))
+            baseline += scored
+            owners += [index] * sum(map(len, scored))
+        if not baseline or len(problems) > len(indices) / 2:
+            raise DataError(
+                samples.source,
+                f"{len(problems)} of {len(indices)} recordings to compare cannot be read, for example: "
+                + " ".join(map(str, problems[:3])),
+            )
         self._baseline = np.concatenate(baseline)
         self._targets = None if samples.targets is None else samples.targets[owners]
 
     def of(self, by_stretch: Scores, *, metric: Metric, max_drop: float) -> Accuracy:
         """Return the comparison with the scores of stretches."""
         candidate = [
-            by_stretch(row.arrays[1][None])[0, : row.rows] for item in self._items for row in self._rows(item)
+            by_stretch(row.arrays[1][None])[0, : row.rows]
+            for item, stretches in self._taken
+            for row in self._rows(item, stretches)
         ]
         return compare(
             metric,
@@ -298,10 +363,10 @@ class _Comparison:
             max_drop=max_drop,
         )
 
-    def _rows(self, item: Item) -> Iterator[SharedRow]:
+    def _rows(self, item: Item, most: int | None = None) -> Generator[SharedRow]:
         assert item.path is not None
         with open_audio(item.path, start_s=item.start_s, end_s=item.end_s) as audio:
-            yield from self._features.rows(audio.blocks(), audio.rate_hz)
+            yield from islice(self._features.rows(audio.blocks(), audio.rate_hz), most)
 
 
 def _refuse(accuracy: Accuracy, how: str) -> None:

@@ -43,6 +43,11 @@ def test_no_folder(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nowhere")
 
 
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(BundleError, match=r"It cannot be read: File name too long\."):
+        read_manifest(Path(300 * "x"))
+
+
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="It is a file; expected a bundle folder"):

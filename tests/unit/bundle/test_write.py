@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,26 @@ def test_a_swap_that_fails_leaves_the_old_bundle(
         make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
     assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
     assert read_manifest(bundle).model == manifest.model
+
+
+def test_an_old_bundle_that_cannot_be_removed_is_replaced_all_the_same(
+    make, manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make.write(manifest)
+
+    def refused(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refused)
+        make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
+    assert read_manifest(bundle).model == "another"
+    verify(bundle, read_manifest(bundle))
+
+
+def test_a_name_that_is_too_long(make, manifest) -> None:
+    with pytest.raises(BundleError, match=r"It cannot be written: File name too long\."):
+        make.write(manifest, name=f"{300 * 'x'}.alula")
 
 
 def test_golden_arrays_of_objects_are_refused(make, manifest, tmp_path: Path) -> None:

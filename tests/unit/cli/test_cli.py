@@ -20,7 +20,7 @@ from tiny import FEATURES, write_onnx
 from alula import __version__
 from alula.cli import cli
 from alula.tuning import SearchPlan
-from alula.workflows import optimization
+from alula.workflows import make_ensemble, optimization
 
 COMMANDS = (
     "optimize",
@@ -35,6 +35,10 @@ COMMANDS = (
     "doctor",
     "demo",
 )
+
+
+# Longer than what a file system takes for a name.
+LONG = 300 * "x"
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,10 @@ def test_ensemble_inspect_and_predict(run: Run, bundle: Path, recordings: Path, 
         (0.5, ("--windows", "1"), "expected at least 2"),
         (0.5, ("--metric", "top2"), "Did you mean `top1`"),
         (0.5, ("--keep", "2"), "`keep_s` got 2"),
+        (0.5, ("--keep", "nan"), "`keep_s` got nan"),
+        (0.5, ("--keep", "inf"), "`keep_s` got inf"),
         (0.5, ("--data", "absent"), "absent does not exist"),
+        (0.5, ("--data", LONG), "does not exist"),
     ],
 )
 def test_whole_files_with_wrong_options(
@@ -245,6 +252,50 @@ def test_whole_files_with_wrong_options(
     )
     given = ("model.onnx", "--data", recordings, "--input", description, "-o", tmp_path / "x.alula", *args)
     assert says in failed(run("whole-files", *given), 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("absent.onnx",), 1, "does not exist"),
+        (("recordings",), 1, "is a folder"),
+        (("recordings/a.wav",), 1, "in no known model format"),
+        (("model.onnx", "--input", "image.toml"), 2, "no spectrogram of recordings"),
+        (("model.onnx", "--data", "empty"), 1, "found no files"),
+        (("model.onnx", "--data", "images"), 2, "holds no recordings"),
+        (("model.onnx", "--data", "broken"), 1, "None of its recordings can be read"),
+        (("model.onnx", "-o", "/proc/x.alula"), 1, "/proc/x.alula: It cannot be written: "),
+        (("model.onnx", "-o", "image.toml/x.alula"), 1, "image.toml/x.alula: It cannot be written: "),
+        (("model.onnx", "-o", "images", "--replace"), 1, "It exists already"),
+        (("model.onnx", "-o", LONG), 1, f"error: {LONG}: File name too long."),
+    ],
+)
+def test_whole_files_with_bad_input(
+    run: Run,
+    recordings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recordings / "a.wav", recordings / "c.wav")
+    write_images(tmp_path / "images", per_class=1)
+    write_onnx(tmp_path / "model.onnx", batch=8)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "broken" / f"{name}.wav").write_bytes(b"no sound")
+    (tmp_path / "image.toml").write_text('type = "image"\n', "utf-8")
+    (tmp_path / "input.toml").write_text(
+        'type = "audio"\nsample_rate_hz = 8000\nwindow_s = 1.0\nhop_s = 0.5\n[mel]\nn_fft = 256\n', "utf-8"
+    )
+    before = sorted(tmp_path.iterdir())
+    model, *options = args
+    given = ("--data", "recordings", "--input", "input.toml", "-o", "x.alula", *options, "-q")
+    assert says in failed(run("whole-files", model, *given), code)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -269,6 +320,14 @@ def test_whole_files_with_wrong_options(
         (("{bundle}", "-o", "e", "--post", "absent"), 2, "cannot be read"),
         (("{bundle}", "-o", "e", "--ladder", "absent"), 2, "--ladder absent cannot be read: No such file"),
         (("{bundle}", "-o", "e", "--labels", "cuckoo"), 2, "knows the label `cuckoo`"),
+        (("{bundle}", "-o", "e", "--labels", f"cuckoo,{LONG}"), 2, "knows the label `cuckoo`"),
+        (("{bundle}", "-o", "e", "--labels", "{bundle}/golden.npz"), 2, "golden.npz is not UTF-8 text"),
+        (("{bundle}/golden.npz", "-o", "e"), 1, "It is a file; expected a bundle folder"),
+        (("{bundle}/artifacts", "-o", "e"), 1, "It holds no bundle.json"),
+        ((LONG, "-o", "e"), 1, "It cannot be read: File name too long"),
+        (("{bundle}", "-o", LONG), 1, "It cannot be written: File name too long"),
+        (("{bundle}", "-o", "/proc/e.alula"), 1, "/proc/e.alula: It cannot be written: "),
+        (("{bundle}", "-o", "{bundle}/golden.npz", "--replace"), 1, "It exists already"),
     ],
 )
 def test_ensemble_with_wrong_options(
@@ -368,6 +427,10 @@ def test_inputs_that_fail_end_with_3_and_a_report(
         (("{bundle}", "{in}", "-o", "/proc/no/s.csv"), 1, "error: "),
         (("{bundle}", "{in}"), 2, "--output"),
         (("{bundle}", "\0", "-o", "s.csv"), 1, "error: "),
+        (("{bundle}", LONG, "-o", "s.csv", "--deadline", "1h"), 1, f"error: {LONG}: File name too long."),
+        (("{bundle}", "{in}", "-o", f"{LONG}.csv", "--deadline", "1h"), 1, "File name too long"),
+        ((LONG, "{in}", "-o", "s.csv", "--deadline", "1h"), 1, "It cannot be read: File name too long"),
+        (("{bundle}", "{in}", "-o", "s.csv", "--deadline", "1h", "--prior", "{in}"), 1, "Is a directory"),
     ],
     ids=lambda value: " ".join(value).replace("\0", "NUL") if isinstance(value, tuple) else "",
 )
@@ -497,6 +560,19 @@ def test_a_config_file_gives_defaults_and_the_command_line_wins(
     assert other.read_text().startswith("path,")
 
 
+def test_a_config_file_gives_lists_to_options_that_are_repeated(
+    run: Run, bundle: Path, tmp_path: Path
+) -> None:
+    others = [shutil.copytree(bundle, tmp_path / f"{name}.alula") for name in ("b", "c")]
+    config = tmp_path / "alula.toml"
+    config.write_text(
+        f"[bench]\ncompare = {[str(other) for other in others]}\nrounds = 2\nseconds = 0.01\nthreads = 1\n"
+    )
+    ended = run("bench", bundle, "--config", config, "--json", "-q")
+    assert ended.code == 0
+    assert len(ended.document["rows"]) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -567,3 +643,45 @@ def test_plan(
     assert "Choose another name" in failed(run(*arguments, "-o", tmp_path / "e.alula"), 2)
     assert "too short for any bundle" in failed(run(*arguments, "--deadline", "10ms"), 2)
     assert "no list of whole numbers" in failed(run(*arguments, "--overlaps", "1,x"), 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("{in}/a.wav",), 1, "It is a file; expected a bundle folder"),
+        ((LONG,), 1, "It cannot be read: File name too long"),
+        (("e.alula",), 2, "is an ensemble; expected bundles of one model each"),
+        (("cut.alula",), 1, "cut.alula/bundle.json: It is damaged"),
+        (("{bundle}", "--data", LONG), 2, "does not exist. Expected a folder, a manifest"),
+        (("{bundle}", "--data", "empty"), 1, "found no files"),
+        (("{bundle}", "--data", "{in}"), 1, "It has no labels"),
+        (("{bundle}", "--data", "{in}/a.wav"), 1, "Got a file of type `.wav`"),
+        (("{bundle}", "--labels", "{in}/a.wav"), 2, "a.wav is not UTF-8 text"),
+        (("{bundle}", "--labels", f"cuckoo,{LONG}"), 2, "No member knows the label `cuckoo`"),
+        (("{bundle}", "--post", "{in}"), 2, "Is a directory"),
+        (("{bundle}", "--save", "/proc/no/plan.json"), 1, "could not be written"),
+        (("{bundle}", "-o", LONG), 1, f"error: {LONG}: File name too long."),
+    ],
+)
+def test_plan_with_bad_input(
+    run: Run,
+    bundle: Path,
+    recordings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("e", "cut"):
+        make_ensemble([bundle], tmp_path / f"{name}.alula")
+    manifest = tmp_path / "cut.alula" / "bundle.json"
+    manifest.write_bytes(manifest.read_bytes()[:300])
+    before = sorted(tmp_path.iterdir())
+    filled = [arg.replace("{bundle}", str(bundle)).replace("{in}", str(recordings)) for arg in args]
+    given = ("--data", recordings, "--workload", recordings, "--deadline", "10m", "--threads", 1, "-q")
+    ended = run("plan", *given, *filled)
+    assert says in failed(ended, code)
+    assert sorted(tmp_path.iterdir()) == before

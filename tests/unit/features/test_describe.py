@@ -193,6 +193,7 @@ def test_a_table_of_a_preset_can_be_added_removed_and_replaced() -> None:
         ("type = 'audio'\nmel = 5", ["`mel`"]),
         ("[input]\ntype = 'audio'\nwindow_s = 'long'", ["`input.window_s`", "float"]),
         ("type = 'audio'\nmel.win = 4096", ["`mel`", "must not exceed `n_fft`"]),
+        ("type = 'audio'\nwindow_s = inf", ["`window_s`", "<= 86400"]),
         ("type = 'audio'\nwindow_s = 5\nhop_s = 6", ["`hop_s` must not exceed `window_s`"]),
         ("type = 'audio'\nwindow_s = 'none'", ["`window_s`", "got `str`"]),
         ("preset = 'mel-128x312'", ["`preset`", "Did you mean `mel-128x313`?"]),

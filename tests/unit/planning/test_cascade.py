@@ -60,6 +60,9 @@ def test_a_window_is_uncertain_where_any_class_lies_in_its_band(seed: int, class
     cascade = Cascade(cheap="a", lower=tuple(lower), upper=tuple(upper))
     naive = [any(lower[c] <= row[c] <= upper[c] for c in range(classes)) for row in scores]
     assert cascade.uncertain(scores).tolist() == naive
+    scores[3, -1] = np.nan  # of which nothing is known
+    naive[3] = True
+    assert cascade.uncertain(scores).tolist() == naive
 
 
 def test_a_band_is_where_positives_and_negatives_overlap() -> None:

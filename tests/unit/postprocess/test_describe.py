@@ -57,6 +57,8 @@ def test_everything_that_can_be_said(tmp_path: Path) -> None:
         ('[[step]]\ntype = "top"\nk = 0', "`int` >= 1 at `step"),
         ('[[steps]]\ntype = "top"', "unknown field `steps`"),
         ("[view.a]\nkeep_s = -1", "> 0.0 at `view"),
+        ("[view.a]\nkeep_s = inf", r"<= 86400\.0 at `view"),
+        ('[[step]]\ntype = "overlap"\nsegment_s = inf', r"<= 86400\.0 at `step"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, says: str) -> None:

@@ -14,8 +14,17 @@ import pytest
 import scipy.stats
 from bundles import write_images, write_scripted_bundle, write_wav
 
-from alula.bundle import DeclaredCascade, DeclaredRung, read_ensemble, read_manifest
+from alula.bundle import (
+    MANIFEST_NAME,
+    DeclaredCascade,
+    DeclaredRung,
+    WholeFileVerdict,
+    encode_ensemble,
+    read_ensemble,
+    read_manifest,
+)
 from alula.core import (
+    Accuracy,
     ArrayInput,
     AudioInput,
     Blend,
@@ -307,6 +316,21 @@ def test_what_there_is_not_for_several_rows_of_a_window(maker: Maker, tmp_path: 
     assert not (tmp_path / "e.alula").exists()
 
 
+def test_a_cascade_is_checked_again_when_it_is_loaded(maker: Maker, tmp_path: Path) -> None:
+    folder = tmp_path / "e.alula"
+    manifest = make_ensemble(stretches(maker), folder, post=PostProcessing(view=JOINT))
+    cascade = DeclaredCascade(member="plain", lower=(0, 0), upper=(1, 1), share=0.5)
+    for changed, says in (
+        (cascade, "a member that gives several rows of a window"),
+        (msgspec.structs.replace(cascade, member="x"), "begins with `x`"),
+        (msgspec.structs.replace(cascade, lower=(0,)), "1 and 2 bounds for 2"),
+    ):
+        forged = encode_ensemble(msgspec.structs.replace(manifest, cascade=changed))
+        (folder / MANIFEST_NAME).write_bytes(forged)
+        with pytest.raises(BundleError, match=says):
+            load(folder, threads=1)
+
+
 @pytest.mark.parametrize("layout", ["tc", "ct"])
 def test_frames_of_a_second_output(maker: Maker, recordings: list[Path], tmp_path: Path, layout: str) -> None:
     frames = (4, 2) if layout == "tc" else (2, 4)
@@ -535,6 +559,36 @@ def test_no_ensemble_of_ensembles(maker: Maker, tmp_path: Path) -> None:
         make_ensemble([tmp_path / "e.alula"], tmp_path / "f.alula")
 
 
+def test_what_was_made_for_whole_files_is_taken_apart_only_as_it_was_made(
+    maker: Maker, tmp_path: Path
+) -> None:
+    accuracy = Accuracy(
+        metric="cosine", n=9, baseline=1, chosen=1, drop=0, drop_low=0, drop_high=0, limit=0.01
+    )
+    verdict = WholeFileVerdict(accuracy=accuracy, gated=False, computed_share=0.6)
+    view = View(output="scores")
+    net, other = maker.audio("net"), maker.audio("other")
+    made = {"post": PostProcessing(view={"net": view}), "verdicts": {"net": verdict}}
+    make_ensemble([net], tmp_path / "plain.alula", **made)  # type: ignore[arg-type]
+    manifest = make_ensemble([tmp_path / "plain.alula", other], tmp_path / "both.alula")
+    assert [(each.view, each.whole_files) for each in manifest.members] == [(view, verdict), (View(), None)]
+    steps = PostProcessing(view={"net": view}, step=(CutOff(below=0.1),))
+    cases: dict[str, dict[str, object]] = {
+        "labels": {"labels": ["b", "a"]},
+        "blend": {"blend": Mean(class_weights={"a": (2,)})},
+        "prior": {"prior": [0.1, 0.2]},
+        "ladder": {"ladder": [DeclaredRung(members=("net",), score=1.0)]},
+        "cascade": {"cascade": DeclaredCascade(member="net", lower=(0, 0), upper=(1, 1), share=1)},
+        "steps": {"post": steps},
+    }
+    for what, options in cases.items():
+        changed = tmp_path / f"{what}.alula"
+        make_ensemble([net], changed, **{**made, **options})  # type: ignore[arg-type]
+        with pytest.raises(BundleError, match=f"ensemble with its own {what}, which would be lost"):
+            make_ensemble([changed, other], tmp_path / "again.alula")
+    assert not (tmp_path / "again.alula").exists()
+
+
 @pytest.mark.parametrize("blend", [Mean(weights=(0, 1, 3)), Mean(of="logits", weights=(2, 1, 1))])
 def test_a_cascade(maker: Maker, arrays: list[Path], tmp_path: Path, blend: Mean) -> None:
     """The first member alone where it is sure, all of them where it is not; one without weight has no say."""
@@ -613,3 +667,45 @@ def test_a_hop_of_ones_own(maker: Maker, recordings: list[Path], tmp_path: Path)
         name = bundle.name.removesuffix(".alula")
         with pytest.raises(UsageError, match=match):
             make_ensemble([bundle], tmp_path / "f.alula", post=PostProcessing(view={name: view}))
+
+
+def test_segments_end_with_the_recording_or_the_hop_is_refused(
+    maker: Maker, recordings: list[Path], tmp_path: Path
+) -> None:
+    """Windows of a second every 0.4 s over 2.5 s end at 2.6 s, where another segment of 0.5 s has begun."""
+    plain, wide, joint = (
+        maker.audio("plain"),
+        maker.audio("wide", CONTEXT),
+        stretches(Maker(tmp_path / "s"))[1],
+    )
+    cases: list[tuple[Path, View, tuple[float, ...], str]] = [
+        (plain, View(hop_s=0.4), (0.5,), r"rows of 1 s every 0\.4 s for segments of 0\.5 s.*hop of 0\.25 s"),
+        (plain, View(hop_s=0.5), (0.75,), r"A hop of 0\.25 s would do"),
+        (plain, View(hop_s=0.3), (0.9,), r"A hop of 0\.1 s would do"),
+        (wide, View(keep_s=1.5), (1.0,), r"rows of 1\.5 s every 1 s .* hop of 0\.5 s"),
+        (plain, View(hop_s=0.5), (1.0, 1.5), r"rows of 1 s every 1 s for segments of 1\.5 s"),
+        (joint, JOINT["joint"], (1.5,), r"rows of 1 s every 1 s for segments of 1\.5 s"),
+        (plain, View(), (1 / 3,), "expected whole numbers of samples"),
+    ]
+    for bundle, view, segments, says in cases:
+        post = PostProcessing(
+            view={bundle.stem: view}, step=tuple(OverlapMean(segment_s=each) for each in segments)
+        )
+        with pytest.raises(UsageError, match=says):
+            make_ensemble([bundle], tmp_path / "e.alula", post=post)
+    for number, (bundle, view, segments) in enumerate(
+        [
+            (plain, View(hop_s=0.25), (0.5,)),
+            (plain, View(hop_s=0.1), (0.3, 0.9)),
+            (wide, View(keep_s=1.5, hop_s=0.5), (1.5,)),
+            (joint, JOINT["joint"], (2.0,)),
+        ]
+    ):
+        post = PostProcessing(
+            view={bundle.stem: view}, step=tuple(OverlapMean(segment_s=each) for each in segments)
+        )
+        make_ensemble([bundle], tmp_path / f"{number}.alula", post=post)
+        with opened(tmp_path / f"{number}.alula") as ensemble:
+            for result, duration_s in zip(ensemble.map(recordings), (1.0, 2.5, 6.0), strict=True):
+                assert result.start_s is not None
+                assert len(result.start_s) == math.ceil(duration_s / segments[-1] - 1e-9)

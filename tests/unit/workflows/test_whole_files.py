@@ -11,12 +11,14 @@ import soundfile
 import torch
 from torch import nn
 
+from alula.accuracy import metric_named
 from alula.bundle import read_ensemble
 from alula.core import ARTIFACT_FILES, Affine, AudioInput, LogMel, View
-from alula.errors import AccuracyError, UsageError
+from alula.data import open_samples
+from alula.errors import AccuracyError, DataError, UsageError
 from alula.export import export_module
 from alula.features import Demand, SharedAudioFeatures
-from alula.workflows import Ensemble, load, make_ensemble, optimize_whole_files
+from alula.workflows import Ensemble, load, make_ensemble, optimize_whole_files, whole_files
 
 RATE_HZ = 8_000
 # A window holds 81 frames, of which the networks use 80; starts lie 40 frames apart, at whole columns.
@@ -181,8 +183,52 @@ def test_it_goes_into_larger_ensembles_with_its_view(made: tuple[nn.Module, Path
     assert all(member.whole_files is not None for member in manifest.members)
 
 
+def with_a_broken_one(recordings: Path, folder: Path) -> Path:
+    """Return a folder of the recordings behind a first one that is none."""
+    folder.mkdir()
+    (folder / "!.wav").write_bytes(b"no sound")
+    for path in recordings.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_a_comparison_stops_within_a_recording_and_leaves_out_what_cannot_be_read(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings of 5 and 6.6 s have 10 and 14 rows, six of a stretch."""
+    monkeypatch.setattr(whole_files, "_MOST_ROWS", 20)
+    samples = open_samples(with_a_broken_one(recordings, tmp_path / "in"))
+    stretch = msgspec.structs.replace(INPUT, window_s=3.5, hop_s=3.0)
+    features = SharedAudioFeatures([Demand(INPUT, keep_s=0.5), Demand(stretch, keep_s=0.5, rows=6)])
+    scored: list[int] = []
+    reports: list[str] = []
+
+    def by_window(x: np.ndarray) -> np.ndarray:
+        scored.append(len(x))
+        return np.ones((len(x), 3), np.float32)
+
+    def compared(indices: range) -> whole_files._Comparison:
+        return whole_files._Comparison(samples, indices, features, by_window=by_window, report=reports.append)
+
+    comparison = compared(range(4))
+    assert scored == [6, 4, 6, 6]
+    assert len(reports) == 1
+    assert reports[0].startswith(f"left out: {tmp_path / 'in' / '!.wav'}: ")
+    stretches: list[int] = []
+
+    def by_stretch(x: np.ndarray) -> np.ndarray:
+        stretches.append(len(x))
+        return np.ones((len(x), 6, 3), np.float32)
+
+    accuracy = comparison.of(by_stretch, metric=metric_named("cosine"), max_drop=0.1)
+    assert (accuracy.n, stretches) == (22, [1, 1, 1, 1])
+    with pytest.raises(DataError, match="1 of 1 recordings to compare cannot be read"):
+        compared(range(1))
+
+
 def test_scores_that_differ_too_much_are_not_written(recordings: Path, tmp_path: Path) -> None:
     module = network(padded=True, middle=slice(None))
+    recordings = with_a_broken_one(recordings, tmp_path / "in")
     with pytest.raises(AccuracyError, match="more than the 1e-12 allowed"):
         optimize_whole_files(
             exported(module, tmp_path),
