@@ -388,8 +388,9 @@ def _lowest_after(step: Step, rungs: NDArray[np.int16], before: Track, after: Tr
     """Return the lowest rung of the rows that a step makes each of its rows from."""
     match step:
         case Smoothing(kernel=kernel):
-            reach = len(kernel) // 2
-            return np.lib.stride_tricks.sliding_window_view(np.pad(rungs, reach), len(kernel)).max(axis=1)
+            padded = np.pad(rungs, len(kernel) // 2)
+            around = np.lib.stride_tricks.sliding_window_view(padded, len(kernel))
+            return np.asarray(around[:, np.flatnonzero(kernel)].max(axis=1))
         case OverlapMean():
             assert before.start_s is not None
             assert before.end_s is not None

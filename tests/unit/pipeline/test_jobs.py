@@ -362,7 +362,6 @@ def test_a_pace_is_told_of_rows_that_reach_no_batch(breaks: str) -> None:
         pace=limit,
     )
     assert failed == [1]
-    assert limit.skipped_rows > 0
     assert sum(computed) + limit.skipped_rows == len(yielded)
 
 
