@@ -75,7 +75,8 @@ def sink_for(
 
     Raises:
         UsageError: for an unknown format or suffix, labels that clash, options of another format, a path that
-            is something else, or a format of audio without windows or labels.
+            is something else, a shard of a table that runs on from recording to recording, or a format of
+            audio without windows or labels.
 
     >>> type(sink_for("scores.csv", format=None, labels=["robin"], kind="audio")).__name__
     'CsvSink'
