@@ -589,7 +589,7 @@ def _files_of(
         return everything, {}
     if kind != "audio":
         return shard_of(everything, shard), {}
-    over = (lambda: False) if deadline is None else deadline.over_for_headers(share=1.0)
+    over = _never if deadline is None else deadline.over_for_headers(share=1.0)
     found = read_headers(everything, threads=threads, over=over)
     if len(found) < len(everything) and over():
         raise JobError(
@@ -599,6 +599,10 @@ def _files_of(
     # What kept a header from being read, such as a missing library, says so here.
     lengths_s = [found[k] if k in found else duration_s(path) for k, path in enumerate(everything)]
     return shard_of(everything, shard, weights=lengths_s), dict(zip(everything, lengths_s, strict=True))
+
+
+def _never() -> bool:
+    return False
 
 
 def _part(
