@@ -10,13 +10,14 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, final
 
 from alula.errors import JobError, UsageError
 
 __all__ = [
     "AtomicFile",
     "AtomicFolder",
+    "ListFile",
     "check_file_target",
     "check_folder_target",
     "draft_path",
@@ -184,6 +185,87 @@ class AtomicFolder:
     def discard(self) -> None:
         """Remove the new folder; an old one stays as it is."""
         shutil.rmtree(self.draft, ignore_errors=True)
+
+
+@final
+class ListFile:
+    """A list that is there only if it has lines, whole or not at all. Not thread-safe.
+
+    Only a file that begins as such lists do is replaced or removed.
+
+    Args:
+        path: the list.
+        header: its first line, with its end.
+        holds: what it lists, in the plural, for errors.
+        drafts: see `AtomicFile`.
+    """
+
+    def __init__(self, path: Path, header: bytes, *, holds: str, drafts: Path | None = None) -> None:
+        self.path = path
+        self.lines = 0
+        self._header = header
+        self._holds = holds
+        self._drafts = drafts
+        self._file: AtomicFile | None = None
+
+    def check(self) -> None:
+        """Check that the list could be put in its place.
+
+        Raises:
+            UsageError: there is anything but such a list.
+            JobError: what is there cannot be read.
+        """
+        with writing(self.path):
+            check_file_target(self.path)
+            if self.path.exists() and not self._is_ours():
+                raise UsageError(
+                    f"{self.path}: is there, and no list of an earlier run; expected none, as {self._holds} "
+                    "are listed there. Move it, or give another output."
+                )
+
+    def add(self, line: str) -> None:
+        """Append a line, given without its end.
+
+        Raises:
+            JobError: it cannot be written.
+        """
+        if self._file is None:
+            self._file = AtomicFile(self.path, drafts=self._drafts)
+            self._file.write(self._header)
+        self._file.write(line.encode() + b"\n")
+        self.lines += 1
+
+    def commit(self) -> None:
+        """Put the list in its place, if it has lines.
+
+        Raises:
+            JobError: it cannot be written.
+            UsageError: something else was put there since.
+        """
+        if self._file is not None:
+            self.check()
+            file, self._file = self._file, None
+            file.commit()
+
+    def discard(self) -> None:
+        """Remove what was written; an old list stays as it is."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+    def forget(self) -> None:
+        """Remove the list of an earlier run; anything else stays.
+
+        Raises:
+            JobError: it cannot be removed.
+        """
+        with writing(self.path):
+            if self.path.is_file() and self._is_ours():
+                self.path.unlink()
+
+    def _is_ours(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(len(self._header)) == self._header
 
 
 def draft_path(target: Path, drafts: Path | None = None) -> Path:

@@ -14,6 +14,8 @@ from alula.pipeline.atomic import draft_path, writing
 
 __all__ = ["ColumnFile"]
 
+_FILL_BYTES = 2**20
+
 
 @final
 class ColumnFile:
@@ -48,13 +50,13 @@ class ColumnFile:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 # A write to a page that the disk has no room for would end the process.
-                os.posix_fallocate(handle, 0, 4 * self._shape[0] * self._shape[1])
-            except OSError:
+                getattr(os, "posix_fallocate", _fill)(handle, 0, 4 * self._shape[0] * self._shape[1])
+                self.values = np.memmap(self._path, np.float32, "r+", shape=self._shape)
+            except BaseException:
                 self._path.unlink()
                 raise
             finally:
                 os.close(handle)
-            self.values = np.memmap(self._path, np.float32, "r+", shape=self._shape)
         return self
 
     def __exit__(
@@ -62,3 +64,9 @@ class ColumnFile:
     ) -> None:
         del self.values
         self._path.unlink(missing_ok=True)
+
+
+def _fill(handle: int, offset: int, size: int) -> None:
+    """Do what `os.posix_fallocate` does to an empty file, where the system has no such call (macOS)."""
+    while offset < size:
+        offset += os.pwrite(handle, bytes(min(_FILL_BYTES, size - offset)), offset)

@@ -1,7 +1,8 @@
 """Tables of detections: what was found where, for the programs in which people listen and look.
 
-Columns as BirdNET-Analyzer writes them, so that whatever reads its tables reads these: Raven selection
-tables, Audacity label tracks, Kaleidoscope CSV and its own CSV.
+Raven selection tables, Audacity label tracks, Kaleidoscope CSV and the CSV of BirdNET-Analyzer. Columns have
+the names that BirdNET-Analyzer gives them, as far as they say something here; which columns it writes differs
+between its releases.
 """
 
 from __future__ import annotations
@@ -294,10 +295,11 @@ class KaleidoscopeLayout:
     @property
     def header(self) -> str:
         """Kaleidoscope's names of columns."""
-        return "INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,confidence\n"
+        return "INDIR,FOLDER,IN FILE,OFFSET,DURATION,scientific_name,common_name,confidence\n"
 
     def line(self, detection: Detection) -> str:
         """Return one identification."""
+        scientific, common = species_of(detection.label)
         below = os.path.relpath(detection.path, self.recordings.root)
         folder, name = os.path.split(below)
         return csv_line(
@@ -307,7 +309,8 @@ class KaleidoscopeLayout:
                 name,
                 seconds_text(detection.start_s),
                 seconds_text(detection.end_s - detection.start_s),
-                detection.label,
+                scientific,
+                common,
                 _score_text(detection.score),
             ]
         )

@@ -21,6 +21,7 @@ from alula.pipeline.detections import (
     Recordings,
     Selection,
 )
+from alula.pipeline.shards import Shard
 from alula.pipeline.sinks import PARQUET_SUFFIX, CsvSink, Kind, ParquetPartsSink, ParquetSink, Sink
 from alula.pipeline.submission import BirdclefSink, SampleSubmission
 
@@ -41,12 +42,14 @@ class TableOptions:
         selection: which scores are detections; None for the default. For formats of detections.
         recordings: what is known about the recordings. Formats of detections need it.
         sample: rows and columns of a competition. For format `birdclef`.
+        shard: the part of a job that the table holds; None for all of it.
         drafts: where the table is until it is whole; None takes its own folder.
     """
 
     selection: Selection | None = None
     recordings: Recordings | None = None
     sample: SampleSubmission | None = None
+    shard: Shard | None = None
     drafts: Path | None = None
 
 
@@ -72,7 +75,8 @@ def sink_for(
 
     Raises:
         UsageError: for an unknown format or suffix, labels that clash, options of another format, a path that
-            is something else, or a format of audio without windows or labels.
+            is something else, a shard of a table that runs on from recording to recording, or a format of
+            audio without windows or labels.
 
     >>> type(sink_for("scores.csv", format=None, labels=["robin"], kind="audio")).__name__
     'CsvSink'
@@ -91,6 +95,11 @@ def sink_for(
             f"Format `{name}` got a sample submission; expected `birdclef`. Add `--format birdclef`."
         )
     folder_suffix = _folder_suffix(path, name)
+    if name in _FOLDER_SUFFIXES and folder_suffix is None and options.shard and options.shard.count > 1:
+        raise UsageError(
+            f"{path}: one table of format `{name}` got shard {options.shard}; expected all files, as times "
+            "and numbers run on from recording to recording. Name a folder, for a table per recording."
+        )
     if folder_suffix is None:
         check_file_target(path)
     else:

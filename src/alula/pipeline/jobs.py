@@ -503,13 +503,13 @@ class _Run(Generic[T, K]):
                         rows = iter(self._prepare(opened.task))
                     self._advance(rows, step, seat.rows)
                 except AlulaError as error:
-                    return error
+                    return self._given_up(step, error)
                 except (OSError, MemoryError) as error:
-                    return _data_error(opened.task, error)
+                    return self._given_up(step, _data_error(opened.task, error))
                 finally:
                     seat.since_s = None
                 if step.rows and (unfit := self._place(opened, step, seat)) is not None:
-                    return unfit
+                    return self._given_up(step, unfit)
                 if step.ended and not opened.rows and not self._schedule.stopped:
                     return DataError(str(opened.task), "holds no samples. Remove it or record it again.")
                 if step.ended or not self._schedule.resume(seat):
@@ -517,6 +517,12 @@ class _Run(Generic[T, K]):
         finally:
             if isinstance(rows, Generator):
                 rows.close()
+
+    def _given_up(self, step: _Step[K], error: AlulaError) -> AlulaError:
+        """Return why a task has failed; the rows of its last step reach no batch."""
+        if self._pace is not None and step.rows:
+            self._pace.skipped(len(step.rows))
+        return error
 
     def _advance(self, rows: Iterator[tuple[K, Arrays]], step: _Step[K], max_rows: int) -> None:
         schedule = self._schedule

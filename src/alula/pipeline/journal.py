@@ -53,6 +53,8 @@ _FRONT = struct.Struct("<4sIQ")  # magic, bytes of the note, bytes of the payloa
 _CHECK = struct.Struct("<I")  # CRC-32 of the front, the note and the payload
 _HEAD_BYTES = _FRONT.size + _CHECK.size
 _LOCK_NAME, _RESULTS_NAME = "lock", "results"
+# How they begin. After a power failure there may be nothing there yet, or zeros.
+_BEGINNINGS = {_LOCK_NAME: b"process ", _RESULTS_NAME: _MAGIC}
 
 
 class JobKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +244,8 @@ class Journal:
         self._end = 0
         self._synced_s = 0.0
         self._removes = False
+        self._stays = False
+        self._continues = False
 
     def __enter__(self) -> Self:
         self._check_folder()
@@ -249,6 +253,7 @@ class Journal:
         try:
             with _keeping(self._results):
                 self._file = os.open(self._results, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._continues = os.fstat(self._file).st_size > 0
                 if self._fresh:
                     os.ftruncate(self._file, 0)
                 self._synced_s = self._clock()
@@ -262,7 +267,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._removes or not self._index:
+        if self._removes or not (self._index or self._stays):
             self._remove()
         self._close()
 
@@ -369,9 +374,19 @@ class Journal:
         row_bytes = math.prod(kept.shape) * np.dtype(kept.dtype).itemsize + (16 if kept.timed else 0)
         return np.frombuffer(self._read(kept.at + row_bytes * kept.rows, 2 * kept.rows), np.int16)
 
-    def finish(self) -> None:
-        """Say that the output is in its place: the folder goes when the block ends."""
-        self._removes = True
+    @property
+    def continues(self) -> bool:
+        """Whether an earlier run of this output had not finished, `fresh` or not."""
+        return self._continues
+
+    def finish(self, *, whole: bool = True) -> None:
+        """Say that the output is in its place.
+
+        Args:
+            whole: whether nothing is left to do: then the folder goes when the block ends. If not, it stays,
+                whether or not there is a result in it.
+        """
+        self._removes, self._stays = whole, not whole
 
     # Appending.
 
@@ -395,7 +410,7 @@ class Journal:
                     os.ftruncate(self._file, self._end)
                 raise
             if self._clock() - self._synced_s >= SYNC_EVERY_S:
-                os.fdatasync(self._file)
+                getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has no such call
                 self._synced_s = self._clock()
         payload_at = self._end + _HEAD_BYTES + len(note)
         self._end = at
@@ -493,7 +508,7 @@ class Journal:
         if not self.folder.exists():
             return
         for path in self.folder.iterdir():
-            if path.name not in (_LOCK_NAME, _RESULTS_NAME) and not is_draft(path):
+            if not is_draft(path) and not _is_ours(path):
                 raise UsageError(
                     f"{self.folder}: holds `{path.name}`, which is no part of a journal; expected an empty "
                     "folder or a journal. Name another folder."
@@ -522,6 +537,23 @@ class Journal:
             if handle >= 0:
                 os.close(handle)
         self._file = self._lock = -1
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether something in a journal's folder is part of a journal, or was and has just gone."""
+    beginning = _BEGINNINGS.get(path.name)
+    if beginning is None:
+        return False
+    try:
+        with _keeping(path), path.open("rb") as file:
+            found = file.read(len(beginning))
+    except JobError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return True
+        if isinstance(error.__cause__, IsADirectoryError):
+            return False
+        raise
+    return beginning.startswith(found) or not found.strip(b"\0")
 
 
 def _noted(note: _Note, at: int) -> Kept:

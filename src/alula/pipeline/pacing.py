@@ -48,6 +48,10 @@ class Pace(Protocol):
         """Return what rows are computed on now; None while there is one way only."""
         ...
 
+    def skipped(self, rows: int = 1) -> None:
+        """Take note of rows that were prepared and are not computed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -145,10 +149,10 @@ class Pacer(Generic[K]):
             self._closed_rows += self._open.pop(task)
             self._closed_guesses += self._guesses[task]
 
-    def skipped(self) -> None:
-        """Take note of a row that is not computed because the rung is sparse."""
+    def skipped(self, rows: int = 1) -> None:
+        """Take note of rows that are not computed: the rung is sparse, or their task has failed."""
         with self._lock:
-            self._begun += 1
+            self._begun += rows
 
     def _left(self, at_hand: int) -> WorkLeft:
         # In case a guess was too low, what is known to be left, at least.

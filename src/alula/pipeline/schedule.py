@@ -309,6 +309,8 @@ class Schedule(Generic[T, K]):
                 seat.rows = 0
                 count += 1
             if count:
+                # Whoever waits for the shape of the first row may not have to wait for theirs any more.
+                self._spec_settled.notify_all()
                 self._dispatch()
         return count
 

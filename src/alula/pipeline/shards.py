@@ -105,7 +105,9 @@ def _ends(costs: Sequence[float], most: float, *, count: int | None = None) -> l
     held = 0.0
     for place, cost in enumerate(costs):
         needed = count is not None and len(costs) - place <= count - len(ends) - 1
-        if place and (held + cost > most or needed):
+        # The last part takes what is left: `most` is a sum too, and rounded in another way than `held` is.
+        last = count is not None and len(ends) == count - 1
+        if place and not last and (held + cost > most or needed):
             ends.append(place)
             held = 0.0
         held += cost

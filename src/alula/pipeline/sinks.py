@@ -14,7 +14,6 @@ import csv
 import io
 import itertools
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alula.errors import AlulaError, DataError, EngineUnavailableError, JobError, UsageError, closest
-from alula.pipeline.atomic import AtomicFile, AtomicFolder, check_file_target, writing
+from alula.pipeline.atomic import AtomicFile, AtomicFolder, ListFile, writing
 
 __all__ = [
     "Columns",
@@ -505,60 +504,56 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
+@final
 class ErrorReport:
     """`errors.csv`: one line `path,error` per input that failed.
 
-    Each line goes at once to `PATH.partial`, so that a killed run loses none; `close` puts it in place.
-    Without errors no file is made, and that of an earlier run is removed. After an exception the lines
-    stay in `PATH.partial`. Not thread-safe.
+    Without errors no file is made, and that of an earlier run is removed. What is there and no such report
+    is neither replaced nor removed. Not thread-safe.
 
     Args:
         path: the report.
+        drafts: where it is until it is whole; None takes its own folder.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, drafts: Path | None = None) -> None:
         self.path = Path(path)
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
-        self.count = 0
-        self._stream: io.TextIOWrapper | None = None
+        self._list = ListFile(self.path, b"path,error\n", holds="inputs that fail", drafts=drafts)
+
+    @property
+    def count(self) -> int:
+        """Inputs that failed so far."""
+        return self._list.lines
 
     def open(self) -> None:
-        """Remove what a killed run has left. Raises `JobError` where that cannot be done."""
-        self.count = 0
-        with writing(self.path):
-            check_file_target(self.path)
-            self.partial.unlink(missing_ok=True)
+        """Look at what is in the place of the report.
+
+        Raises:
+            UsageError: it is anything but the report of an earlier run.
+            JobError: it cannot be read.
+        """
+        self._list.check()
 
     def add(self, path: str, error: AlulaError) -> None:
-        """Write one line, and see it on its way to the disk.
+        """Append a line.
 
         Raises:
             JobError: when it cannot be written.
         """
         reason = error.reason if isinstance(error, DataError) and error.path == path else str(error)
-        with writing(self.path):
-            if self._stream is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._stream = self.partial.open("w", encoding="utf-8", newline="")
-                self._stream.write("path,error\n")
-            self._stream.write(csv_line([path, " ".join(reason.split())]) + "\n")
-            self._stream.flush()
-        self.count += 1
+        self._list.add(csv_line([path, " ".join(reason.split())]))
 
     def close(self) -> None:
         """Put the report in its place, or remove an old one when nothing failed.
 
         Raises:
             JobError: when it cannot be written.
+            UsageError: when something else was put there since.
         """
-        with writing(self.path):
-            if self._stream is None:
-                self.path.unlink(missing_ok=True)
-                return
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._stream = None
-            self.partial.replace(self.path)
+        if self.count:
+            self._list.commit()
+        else:
+            self._list.forget()
 
     def __enter__(self) -> Self:
         self.open()
@@ -567,8 +562,8 @@ class ErrorReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        elif self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        try:
+            if error is None:
+                self.close()
+        finally:
+            self._list.discard()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -28,11 +28,37 @@ class SampleSubmission:
         path: the file.
         columns: names of the score columns, in order.
         row_ids: in order; empty where it has a header alone.
+        rows_elsewhere: whether it asks for rows of recordings that are in other parts of the job.
     """
 
     path: Path
     columns: tuple[str, ...]
     row_ids: tuple[str, ...]
+    rows_elsewhere: bool = False
+
+    def part(self, stems: Collection[str], *, others: Collection[str], last: bool) -> SampleSubmission:
+        """Return what is asked of one part of a job, so that all parts together have each row once.
+
+        Args:
+            stems: of the recordings in the part.
+            others: of the recordings in all other parts.
+            last: whether it is the last part, which gets the rows of recordings that are in none.
+
+        >>> sample = SampleSubmission(Path("s.csv"), ("wren",), ("a_5", "b_5", "c_5"))
+        >>> sample.part("a", others="b", last=False).row_ids
+        ('a_5',)
+        >>> sample.part("b", others="a", last=True).row_ids
+        ('b_5', 'c_5')
+        """
+        stem_of = {row_id: row_id.rpartition("_")[0] for row_id in self.row_ids}
+        return SampleSubmission(
+            self.path,
+            self.columns,
+            tuple(
+                row_id for row_id, stem in stem_of.items() if stem not in others and (last or stem in stems)
+            ),
+            rows_elsewhere=not set(stem_of.values()).isdisjoint(others),
+        )
 
     def ends_s(self) -> dict[str, list[float]]:
         """Return where the rows of each recording end, by its stem; row ids that say no time are left out.
@@ -140,7 +166,8 @@ class BirdclefSink(LineSink):
         self._paths.clear()
         self._ends_s.clear()
         self._missing = dict.fromkeys(() if self._sample is None else self._sample.row_ids)
-        self._matched, self._extra, self._notes = False, None, ()
+        self._matched = self._sample is not None and self._sample.rows_elsewhere
+        self._extra, self._notes = None, ()
         super().open()
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
@@ -185,7 +212,7 @@ class BirdclefSink(LineSink):
         return f"{stem}_{end_s}"
 
     def _compare(self, row_ids: Sequence[str]) -> None:
-        if self._sample is None or not self._sample.row_ids:
+        if self._sample is None or not (self._sample.row_ids or self._sample.rows_elsewhere):
             return
         for row_id in row_ids:
             if row_id in self._missing:

@@ -6,8 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, final
 
-from alula.errors import UsageError
-from alula.pipeline.atomic import AtomicFile, check_file_target, writing
+from alula.pipeline.atomic import ListFile
 from alula.pipeline.sinks import csv_line, seconds_text
 
 __all__ = ["Stretch", "UnfinishedList", "forget_unfinished"]
@@ -37,21 +36,19 @@ def forget_unfinished(path: Path) -> None:
     Raises:
         JobError: when it cannot be removed.
     """
-    with writing(path):
-        if path.is_file() and _is_ours(path):
-            path.unlink()
+    _list_at(path).forget()
 
 
-def _is_ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_HEADER)) == _HEADER
+def _list_at(path: Path, *, drafts: Path | None = None) -> ListFile:
+    return ListFile(path, _HEADER, holds="rows that there is no time for", drafts=drafts)
 
 
 @final
 class UnfinishedList:
     """`unfinished.csv`: a line `path,start_s,end_s,rows,rung` per stretch of rows.
 
-    Without any no file is made, and that of an earlier run is removed. Not thread-safe; in a `with` block.
+    Without any no file is made; that of an earlier run stays until `forget_unfinished`, for other outputs in
+    the folder have theirs in the same place. Not thread-safe; in a `with` block.
 
     Args:
         path: the list.
@@ -63,9 +60,12 @@ class UnfinishedList:
 
     def __init__(self, path: Path, *, drafts: Path | None = None) -> None:
         self.path = path
-        self._drafts = drafts
-        self.lines = 0
-        self._file: AtomicFile | None = None
+        self._list = _list_at(path, drafts=drafts)
+
+    @property
+    def lines(self) -> int:
+        """How many there are so far."""
+        return self._list.lines
 
     def add(self, path: str, stretch: Stretch) -> None:
         """Append a line.
@@ -73,30 +73,18 @@ class UnfinishedList:
         Raises:
             JobError: when it cannot be written.
         """
-        if self._file is None:
-            self._file = AtomicFile(self.path, drafts=self._drafts)
-            self._file.write(_HEADER)
         fields = (path, seconds_text(stretch.start_s), seconds_text(stretch.end_s))
-        self._file.write(csv_line([*fields, str(stretch.rows), stretch.rung]).encode() + b"\n")
-        self.lines += 1
+        self._list.add(csv_line([*fields, str(stretch.rows), stretch.rung]))
 
     def __enter__(self) -> Self:
-        with writing(self.path):
-            check_file_target(self.path)
-            if self.path.exists() and not _is_ours(self.path):
-                raise UsageError(
-                    f"{self.path}: is there, and no list of an earlier run; expected none, as rows that "
-                    "there is no time for are listed there. Move it, or give another output."
-                )
+        self._list.check()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            if self._file is not None:
-                self._file.commit()
-            else:
-                forget_unfinished(self.path)
-        elif self._file is not None:
-            self._file.discard()
+        try:
+            if error is None:
+                self._list.commit()
+        finally:
+            self._list.discard()

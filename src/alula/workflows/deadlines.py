@@ -28,9 +28,11 @@ from alula.workflows.samples import Decoding
 
 __all__ = ["PacedJob", "Way", "Ways", "pacer_of", "reserve_of", "ways_of"]
 
-# Writing a table: formatting a score takes 200 ns on a 2.5 GHz Xeon, ranking one of a member 150 ns. The
-# scheduler takes three to six times of this, as the machine may be slower while it writes.
+# Writing a table: formatting a score takes 200 ns on a 2.5 GHz Xeon, ranking one of a member 150 ns, a row
+# of two scores 3 us (CSV, Parquet) to 7 us (a submission). The scheduler takes three to six times of this, as
+# the machine may be slower while it writes.
 _WRITE_VALUE_S = 2e-7
+_WRITE_ROW_S = 7e-6
 _WRITE_FILE_S = 2e-4
 _WRITE_S = 0.2
 # How long a machine may stand still while the output is written, as a share of the time allowed; at least
@@ -215,8 +217,9 @@ class _EnsembleWays:
             return [self.top]  # ranks of rows by different members cannot be compared
         if ensemble.manifest.ladder:
             return [self._declared(rung) for rung in ensemble.manifest.ladder]
-        places = tuple(range(len(self._names)))
-        fewer = [places[:count] for count in range(len(places) - 1, 0, -1)]
+        # Members without a weight have no say: alone they would be computed for nothing.
+        places = tuple(place for place in self.top.members if ensemble.hears([place]))
+        fewer = [places[:count] for count in range(len(places), 0, -1) if places[:count] != self.top.members]
         if ensemble.sure_member is not None:
             fewer = [(ensemble.sure_member,)]  # what the others cost for every row is not measured
         ways = [self.top, *(self._way(some, every=1, score=1 - 0.5 ** len(some)) for some in fewer)]
@@ -280,7 +283,7 @@ def reserve_of(
     if isinstance(scorer, Ensemble) and scorer.whole_job:
         values += rows * scorer.job_shape[0]
     return Reserve(
-        write_s=_WRITE_S + values * _WRITE_VALUE_S + files * _WRITE_FILE_S,
+        write_s=_WRITE_S + values * _WRITE_VALUE_S + rows * _WRITE_ROW_S + files * _WRITE_FILE_S,
         stall_s=min(max(_LEAST_STALL_S, _STALL_SHARE * allowed_s), _MOST_STALL_S),
     )
 
@@ -352,6 +355,7 @@ class PacedJob:
         self._last_rows = last_rows
         self._clock = clock
         self._thinned: set[FileKey] = set()
+        self._ends_s: dict[FileKey, float] = {}
 
     def prepare(self, task: FileTask) -> Iterator[tuple[Key, Arrays]]:
         """Yield the rows of a file, each with its rung; see `Scorer.rows`."""
@@ -360,12 +364,15 @@ class PacedJob:
         pacer.opened(task.key)
         try:
             rows = self._ways.rows(task.path, decoding=watch.decoding, wanted=watch.wanted)
+            left_out: Key | None = None
             while True:
                 start_s = clock()
                 row = next(rows, None)
                 took_s, decode_s = clock() - start_s, watch.decode_s
                 watch.decode_s = 0.0
                 if row is None:
+                    if left_out is not None and left_out[1] is not None:
+                        self._ends_s[task.key] = left_out[1]
                     return
                 pacer.seen(task.key)
                 pacer.prepared(
@@ -379,7 +386,9 @@ class PacedJob:
                 if watch.leaves_out:
                     self._thinned.add(task.key)
                     pacer.skipped()
+                    left_out, _ = row
                     continue
+                left_out = None
                 key, arrays = row
                 yield key, (*arrays, np.asarray(watch.rung, np.int16))
         finally:
@@ -424,6 +433,13 @@ class PacedJob:
     def is_whole(self, task: FileTask, rungs: NDArray[np.int16]) -> bool:
         """Return whether all rows of a file were computed as without a deadline."""
         return task.key not in self._thinned and not rungs.any()
+
+    def uncovered_end_s(self, task: FileTask) -> float | None:
+        """Return where the last row of a file ends if it was left out, and so covers no end; None if not.
+
+        It is left out where a header tells of more rows than there are.
+        """
+        return self._ends_s.get(task.key)
 
 
 @final

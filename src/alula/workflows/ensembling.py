@@ -166,7 +166,7 @@ def make_ensemble(
     )
     views = [member.view for member in members]
     plan = line_up(names, manifests, views, blend=blend, steps=post.step, labels=labels)
-    _check_ladder(ladder, names, plan, steps=post.step, cascade=cascade)
+    _check_ladder(ladder, names, plan, blend=blend, steps=post.step, cascade=cascade)
     if cascade is not None:
         _check_cascade(cascade, names, plan)
     classes = plan.blender.alignment.classes
@@ -247,10 +247,15 @@ def _check_ladder(
     names: Sequence[str],
     plan: Lineup,
     *,
+    blend: Blend,
     steps: Sequence[Step],
     cascade: DeclaredCascade | None,
 ) -> None:
     for rung in ladder:
+        if len(set(rung.members)) < len(rung.members):
+            raise UsageError(
+                f"The ladder has a rung of {', '.join(rung.members)}; expected each member at most once."
+            )
         for name in rung.members:
             if name not in names:
                 raise UsageError(
@@ -264,12 +269,24 @@ def _check_ladder(
             )
     if ladder and (set(ladder[0].members) != set(names) or ladder[0].every != 1):
         raise UsageError("The ladder begins with some members or windows; expected all of them there.")
+    for above, rung in itertools.pairwise(ladder):
+        if not rung.score < above.score:
+            raise UsageError(
+                f"The ladder has the score {rung.score:g} behind {above.score:g}; expected each rung to "
+                "score less than the one before. Put the best first, and leave out what a cheaper one beats."
+            )
     first = None if cascade is None else {cascade.member}
     for rung in ladder:
         if first is not None and set(rung.members) not in (first, set(names)):
             raise UsageError(
                 f"The ladder has a rung of {' and '.join(rung.members)}; expected all members of the "
                 "cascade, or the one that it begins with."
+            )
+        places = sorted(names.index(name) for name in rung.members)
+        if first is None and not Blender(blend, plan.blender.alignment, members=places).heard.any():
+            raise UsageError(
+                f"The ladder has a rung of {' and '.join(rung.members)}, which the blend gives no weight; "
+                "expected members that it hears."
             )
 
 
@@ -820,13 +837,7 @@ class Ensemble:
         if self._cascade is not None and len(chosen) == len(self._recipes):
             scores, busy_s = self._cascade.run(batch, full_batches=True, stopped=stopped, clock=clock)
             return scores, [busy_s[place] for place in chosen]
-        if self._cascade is not None and chosen == (self._cascade.first,):
-            self._blenders[chosen] = self._cascade.first_blender
-        if chosen not in self._blenders:
-            self._blenders[chosen] = Blender(
-                self.manifest.blend, self._plan.blender.alignment, members=chosen
-            )
-        blender = self._blenders[chosen]
+        blender = self._blender_of(chosen)
         scores, took_s = self._session.run_some(
             batch, chosen, blender=blender, full_batches=True, stopped=stopped, clock=clock
         )
@@ -835,6 +846,24 @@ class Ensemble:
         if not blender.whole_job and not blender.heard.all():
             scores[:, ~blender.heard] = unheard[~blender.heard]
         return self._together(scores), took_s
+
+    def hears(self, members: Sequence[int]) -> bool:
+        """Return whether any class has a score from some members alone.
+
+        Args:
+            members: their places, ascending.
+        """
+        return bool(self._blender_of(tuple(members)).heard.any())
+
+    def _blender_of(self, chosen: tuple[int, ...]) -> Blender:
+        if chosen not in self._blenders:
+            if self._cascade is not None and chosen == (self._cascade.first,):
+                self._blenders[chosen] = self._cascade.first_blender
+            else:
+                self._blenders[chosen] = Blender(
+                    self.manifest.blend, self._plan.blender.alignment, members=chosen
+                )
+        return self._blenders[chosen]
 
     def scores(self, batch: Arrays) -> Arrays:
         """Return the blended scores of a batch as a 1-tuple, shape (n, c); or (n, r, c), see `joint_rows`.

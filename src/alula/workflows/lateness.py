@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, assert_never, final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.core import CutOff, OverlapMean, Smoothing, Step, TopScaling
 from alula.data import Kind, open_audio
 from alula.errors import AlulaError, DataError, JobError, UsageError, closest
 from alula.pipeline import FileKey, FileTask, StepTaken, Stretch, UnfinishedList, complete
+from alula.postprocess import Track, apply_steps
 from alula.workflows.deadlines import Way
+from alula.workflows.ensembling import Ensemble
 from alula.workflows.running import Key, Scorer, bounds_s
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "filled_rows",
     "guess_by_size",
     "prior_of",
+    "read_headers",
 ]
 
 PRIOR = "prior"
@@ -40,6 +44,9 @@ _MOMENT_S = 1e-3
 _HEADERS_SHARE = 0.05
 _HEADERS_LEAST_S = 1.0
 _HEADERS_WAKE_S = 0.05
+
+# Times are sums of binary fractions: 12 windows of 0.1 s end at 1.2000000000000002 s.
+_LEAST_OVERLAP_S = 1e-6
 
 
 @final
@@ -75,43 +82,80 @@ class Deadline:
         self._kind = kind
         self._threads = threads
 
-    def lengths_of(self, tasks: Sequence[FileTask]) -> dict[FileKey, float | None]:
-        """Return how long recordings are by their headers; None for those that do not tell in time."""
-        lengths_s: dict[FileKey, float | None] = {task.key: None for task in tasks}
+    def over_for_headers(self, *, share: float) -> Callable[[], bool]:
+        """Return what tells whether the time to read headers is over; thread-safe.
+
+        Args:
+            share: of the time that is left.
+        """
+        until_s = self.clock() + max(_HEADERS_LEAST_S, share * (self.at_s - self.clock()))
+        # An injected clock may stand still while a disk hangs.
+        stop_s = time.monotonic() + max(_HEADERS_LEAST_S, self.allowed_s)
+        return lambda: self.clock() >= until_s or time.monotonic() >= stop_s
+
+    def lengths_of(
+        self, tasks: Sequence[FileTask], *, known_s: Mapping[Path, float | None]
+    ) -> dict[FileKey, float | None]:
+        """Return how long recordings are by their headers; None for those that do not tell in time.
+
+        Args:
+            tasks: the files.
+            known_s: of files whose headers were read before; those are not read again.
+        """
+        lengths_s = {task.key: known_s.get(task.path) for task in tasks}
         if self._kind != "audio":
             return lengths_s
-        until_s = self.clock() + max(_HEADERS_LEAST_S, _HEADERS_SHARE * (self.at_s - self.clock()))
-        # Not a pool: its threads are waited for at the end, and one may hang in a disk.
-        source = iter(tasks)
-        turn = threading.Lock()
-        left = threading.Semaphore(0)
+        unread = [task for task in tasks if task.path not in known_s]
+        found = read_headers(
+            [task.path for task in unread],
+            threads=self._threads,
+            over=self.over_for_headers(share=_HEADERS_SHARE),
+        )
+        return lengths_s | {unread[place].key: length_s for place, length_s in found.items()}
 
-        def read() -> None:
-            while self.clock() < until_s:
+
+def read_headers(paths: Sequence[Path], *, threads: int, over: Callable[[], bool]) -> dict[int, float | None]:
+    """Return how long recordings are by their headers, by place in `paths`; None where none is told.
+
+    Left out are those for which there was no time, and those that cannot be read for want of a library.
+
+    Args:
+        paths: of the recordings.
+        threads: that read.
+        over: whether the time is over; thread-safe.
+    """
+    lengths_s: dict[int, float | None] = {}
+    # Not a pool: its threads are waited for at the end, and one may hang in a disk.
+    source = enumerate(paths)
+    turn = threading.Lock()
+    left = threading.Semaphore(0)
+
+    def read() -> None:
+        try:
+            while not over():
                 with turn:
-                    task = next(source, None)
-                if task is None:
-                    break
+                    place, path = next(source, (-1, None))
+                if path is None:
+                    return
                 # What is wrong, such as a missing library, is told when the file's turn comes.
                 with contextlib.suppress(AlulaError):
-                    lengths_s[task.key] = duration_s(task.path)
+                    lengths_s[place] = duration_s(path)
+        finally:
             left.release()
 
-        for number in range(self._threads):
-            threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
-        waiting = self._threads
-        since_s = time.monotonic()
-        limit_s = max(_HEADERS_LEAST_S, self.allowed_s)
-        while waiting and self.clock() < until_s and time.monotonic() - since_s < limit_s:
-            waiting -= left.acquire(timeout=_HEADERS_WAKE_S)
-        return dict(lengths_s)
+    for number in range(threads):
+        threading.Thread(target=read, name=f"alula-header-{number}", daemon=True).start()
+    waiting = threads
+    while waiting and not over():
+        waiting -= left.acquire(timeout=_HEADERS_WAKE_S)
+    return dict(lengths_s)
 
 
 def duration_s(path: str | Path) -> float | None:
     """Return how long a recording is by its header; None where it does not tell, or cannot be read."""
     try:
         return open_audio(path).duration_s
-    except DataError:
+    except (DataError, OSError):
         return None
 
 
@@ -198,7 +242,11 @@ class Late:
         if task.path.stem in self._asked_s:
             ((start_s, end_s),) = self._scorer.spans(_MOMENT_S) or [(None, None)]
             if start_s is not None and end_s is not None:
-                return [(asked_s - (end_s - start_s), asked_s) for asked_s in self._asked_s[task.path.stem]]
+                return [
+                    # A window that is longer than the rows that are asked for would begin before the file.
+                    (max(0.0, asked_s - (end_s - start_s)), asked_s)
+                    for asked_s in self._asked_s[task.path.stem]
+                ]
         spans = self._scorer.spans(self._durations_s.get(task.key))
         if spans is None:
             self.guessed_files += 1
@@ -302,28 +350,60 @@ def filled_rows(
                 f"{prior.shape}, as its labels say."
             )
     together = sorted(set(expected) | set(spans), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
-    if scorer.needs_whole_files:
+    if together and scorer.needs_whole_files:
         # The steps say where the rows lie that come out; what they do with scores of 0 does not matter.
         together, _ = scorer.finished(together, (np.zeros((len(together), *prior.shape), np.float32),))
         together = sorted(set(together) | set(keys), key=lambda key: (key[0] or 0.0, key[1] or 0.0))
     done = complete(together, dict(zip(keys, scores, strict=True)), prior)
     missing = set(done.filled)
-    below = _rungs_of(keys, spans, rungs)
+    below = _rungs_of(scorer, keys, spans, rungs)
     found = [names[below[key]] if key not in missing else PRIOR for key in together]
     return together, done.outputs, _stretches(together, found, first=names[0])
 
 
-def _rungs_of(keys: Sequence[Key], spans: Sequence[Key], rungs: NDArray[np.int16]) -> dict[Key, int]:
-    """Return the lowest rung of the windows that each delivered row follows from."""
+def _rungs_of(
+    scorer: Scorer, keys: Sequence[Key], spans: Sequence[Key], rungs: NDArray[np.int16]
+) -> dict[Key, int]:
+    """Return the lowest rung of the computed rows that each delivered row follows from.
+
+    Args:
+        scorer: whose steps say which those are.
+        keys: of the delivered rows.
+        spans: of the computed rows, in order.
+        rungs: of these, shape (n,).
+    """
     if not spans:
         return {}
-    start_s, end_s = bounds_s(spans)
-    if start_s is None or end_s is None:
-        return dict.fromkeys(keys, int(rungs.max()))
-    return {
-        key: int(rungs[(start_s < (key[1] or 0.0)) & (end_s > (key[0] or 0.0))].max(initial=0))
-        for key in keys
-    }
+    lowest = rungs
+    if isinstance(scorer, Ensemble):
+        track = Track(*bounds_s(spans), np.zeros((len(spans), 1), np.float32))
+        for step in scorer.manifest.steps:
+            after = apply_steps([step], track)
+            lowest = _lowest_after(step, lowest, track, after)
+            track = after
+    return dict(zip(keys, lowest.tolist(), strict=True))
+
+
+def _lowest_after(step: Step, rungs: NDArray[np.int16], before: Track, after: Track) -> NDArray[np.int16]:
+    """Return the lowest rung of the rows that a step makes each of its rows from."""
+    match step:
+        case Smoothing(kernel=kernel):
+            padded = np.pad(rungs, len(kernel) // 2)
+            around = np.lib.stride_tricks.sliding_window_view(padded, len(kernel))
+            return np.asarray(around[:, np.flatnonzero(kernel)].max(axis=1))
+        case OverlapMean():
+            assert before.start_s is not None
+            assert before.end_s is not None
+            assert after.start_s is not None
+            assert after.end_s is not None
+            # Rows are in order of time and equally long, so those of a segment are neighbours.
+            first = np.searchsorted(before.end_s, after.start_s + _LEAST_OVERLAP_S)
+            last = np.searchsorted(before.start_s, after.end_s - _LEAST_OVERLAP_S)
+            return np.array([rungs[a:b].max(initial=0) for a, b in zip(first, last, strict=True)], np.int16)
+        case TopScaling() | CutOff():
+            return np.full_like(rungs, rungs.max())
+        case _:
+            assert_never(step)
 
 
 def _stretches(keys: Sequence[Key], rungs: Sequence[str], *, first: str) -> list[Stretch]:

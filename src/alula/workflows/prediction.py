@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ from alula.pipeline import (
     Progress,
     Recordings,
     RowSpec,
+    SampleSubmission,
     Selection,
     Shard,
     Sink,
@@ -49,6 +50,7 @@ from alula.workflows.lateness import (
     duration_s,
     guess_by_size,
     prior_of,
+    read_headers,
 )
 from alula.workflows.running import Bundle, Key, bounds_s, job_key, keep
 
@@ -167,7 +169,8 @@ def predict(
         sample: the `sample_submission.csv` of a competition, for format `birdclef`.
         selection: which scores are detections, for formats of detections.
         shard: compute only this part of the files. Parts hold consecutive files, of about the same length
-            together, so that the tables of all parts, one after the other, are the table of the whole.
+            together, so that the tables of all parts, one after the other, are the table of the whole. Which
+            files those are follows from the headers of all, so all are read first.
         fresh: forget what an interrupted run has finished.
         deadline_s: seconds until the output must be there; None for no deadline.
         prior: score of rows that there was no time for: one for all, or by label; None is what an ensemble
@@ -180,7 +183,8 @@ def predict(
         DataError: nothing matches, or the sample submission cannot be used.
         UsageError: unknown format, or one that does not fit the bundle; an interrupted run of another
             bundle; more shards than files; a deadline or prior that is impossible.
-        JobError: the output cannot be written, or another run is writing it.
+        JobError: the output cannot be written, or another run is writing it; or the time was over before it
+            was known which files a shard has.
         DiskFullError: there is no space; the same call goes on.
         EngineError: the engine failed; no table is written.
     """
@@ -193,9 +197,6 @@ def predict(
     description = bundle.description
     kind = kind_of_input(description)
     everything = find_inputs(inputs, kind=kind)
-    files = everything
-    if shard is not None:
-        files = shard_of(everything, shard, weights=_durations_s(everything, kind, threads=bundle.threads))
     target = Path(output)
     report_path = default_error_report(target, shard) if errors is None else Path(errors)
     if report_path.absolute() == target.absolute():
@@ -204,24 +205,19 @@ def predict(
     asked = None if sample is None else read_sample_submission(sample)
     deadline = None
     if deadline_s is not None:
-        deadline = Deadline(
-            at_s=start_s + deadline_s,
-            allowed_s=deadline_s,
+        deadline = _deadline_of(
+            bundle,
+            deadline_s,
+            prior=prior,
+            start_s=start_s,
             kind=kind,
-            prior=prior_of(
-                prior,
-                labels=bundle.labels,
-                shape=bundle.row_shape,
-                declared=bundle.manifest.prior if isinstance(bundle, Ensemble) else None,
-            ),
-            asked_s={} if asked is None else asked.ends_s(),
-            threads=bundle.threads,
+            asked=asked,
+            format=format,
             clock=clock,
         )
-        if format == "birdclef" and not ((deadline.prior >= 0) & (deadline.prior <= 1)).all():
-            raise UsageError("The prior of a submission holds a score outside 0 to 1; expected none.")
     elif prior is not None:
         raise UsageError("A prior is for rows that a deadline leaves no time for; there is no deadline.")
+    files, known_s = _files_of(everything, shard, kind=kind, threads=bundle.threads, deadline=deadline)
     sink = sink_for(
         target,
         format=format,
@@ -230,7 +226,8 @@ def predict(
         options=TableOptions(
             selection=selection,
             recordings=_recordings(description, everything),
-            sample=asked,
+            sample=_part(asked, files, everything, shard),
+            shard=shard,
             drafts=folder,
         ),
     )
@@ -241,7 +238,7 @@ def predict(
             missing = len(tasks) - resumed
             late = None
             list_path = default_list(target, shard)
-            with sink, ErrorReport(report_path) as report:
+            with sink, ErrorReport(report_path, drafts=_drafts_of(report_path, folder)) as report:
                 row_spec = _row_spec(bundle, everything)
                 if deadline is None:
                     job = _run_and_write(
@@ -254,9 +251,8 @@ def predict(
                         row_spec=row_spec,
                         progress=progress,
                     )
-                    forget_unfinished(list_path)
                 else:
-                    with UnfinishedList(list_path, drafts=folder) as listed:
+                    with UnfinishedList(list_path, drafts=_drafts_of(list_path, folder)) as listed:
                         job, late = _run_before(
                             bundle,
                             tasks,
@@ -266,13 +262,17 @@ def predict(
                             report=report,
                             listed=listed,
                             missing=missing,
+                            known_s=known_s,
                             row_spec=row_spec,
                             progress=progress,
                         )
+                unfinished = late is not None and late.unfinished is not None
+                # Without an unfinished run of this output, a list there is that of another output.
+                if journal.continues and not unfinished:
+                    forget_unfinished(list_path)
             if deadline is not None and late is not None:
                 late = msgspec.structs.replace(late, left_s=deadline.at_s - clock())
-            if late is None or late.unfinished is None:
-                journal.finish()
+            journal.finish(whole=not unfinished)
     except JobError as error:
         full = disk_full(error, what="the output", path=target, resumes=True)
         if full is None:
@@ -346,12 +346,14 @@ def _run_before(
     report: ErrorReport,
     listed: UnfinishedList,
     missing: int,
+    known_s: Mapping[Path, float | None],
     row_spec: RowSpec | None,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[JobSummary, DeadlineReport]:
     """Do what `_run_and_write` does, as far as there is time."""
     clock = deadline.clock
-    lengths = deadline.lengths_of([task for task in tasks if journal.find(task.key) is None])
+    kept_rows = [kept.rows for task in tasks if (kept := journal.find(task.key)) is not None]
+    lengths = deadline.lengths_of([task for task in tasks if journal.find(task.key) is None], known_s=known_s)
     expected = {key: _count(bundle.spans(length_s)) for key, length_s in lengths.items()}
     # What is prepared, computed and paced may be several rows of the output at once.
     guesses = {
@@ -366,7 +368,7 @@ def _run_before(
         deadline_s=deadline.at_s,
         reserve=reserve_of(
             bundle,
-            rows=sum(count or 0 for count in expected.values()) * len(tasks) / max(1, len(expected)),
+            rows=_rows_of(kept_rows, list(expected.values())),
             files=len(tasks),
             columns=deadline.prior.size,
             allowed_s=deadline.allowed_s,
@@ -398,8 +400,12 @@ def _run_before(
     def emit(task: FileTask, keys: list[Key], outputs: Arrays) -> None:
         keys, outputs = bundle.apart(keys, outputs)
         rows.delivered += len(keys)
+        end_s = paced.uncovered_end_s(task)
         if paced.is_whole(task, np.asarray(outputs[1], np.int16)):
             keep(journal, task, keys, outputs)
+        elif end_s is not None:
+            lengths[task.key] = end_s  # its header told another
+            keep_graded(task, keys, outputs, ended=False)
         else:
             keep_graded(task, keys, outputs, ended=True)
         delivery.write_some()
@@ -490,6 +496,18 @@ def _count(spans: Sequence[Key] | None) -> int | None:
     return None if spans is None else len(spans)
 
 
+def _rows_of(kept: Sequence[int], expected: Sequence[int | None]) -> float:
+    """Return about how many rows a table has.
+
+    Args:
+        kept: rows of the files that were done before.
+        expected: those of the others; None where a header does not tell, which counts as the mean.
+    """
+    known = [count for count in expected if count is not None] or list(kept) or [1]
+    mean = sum(known) / len(known)
+    return sum(kept) + sum(mean if count is None else count for count in expected)
+
+
 def _long_ones_first(
     tasks: Iterable[FileTask], rows: Mapping[FileKey, int | None], *, threads: int
 ) -> list[FileTask]:
@@ -530,11 +548,80 @@ def _recordings(description: InputDescription, files: Sequence[Path]) -> Recordi
     )
 
 
-def _durations_s(files: Sequence[Path], kind: Kind, *, threads: int) -> list[float | None] | None:
+def _deadline_of(
+    bundle: Bundle | Ensemble,
+    deadline_s: float,
+    *,
+    prior: float | Mapping[str, float] | None,
+    start_s: float,
+    kind: Kind,
+    asked: SampleSubmission | None,
+    format: str | None,  # noqa: A002 - as in `predict`
+    clock: Callable[[], float],
+) -> Deadline:
+    """Return what a run is told of its deadline; see `predict`."""
+    if not 0 < deadline_s < math.inf:
+        raise UsageError(f"The deadline got {deadline_s} s; expected a number of seconds above 0.")
+    deadline = Deadline(
+        at_s=start_s + deadline_s,
+        allowed_s=deadline_s,
+        kind=kind,
+        prior=prior_of(
+            prior,
+            labels=bundle.labels,
+            shape=bundle.row_shape,
+            declared=bundle.manifest.prior if isinstance(bundle, Ensemble) else None,
+        ),
+        asked_s={} if asked is None else asked.ends_s(),
+        threads=bundle.threads,
+        clock=clock,
+    )
+    if format == "birdclef" and not ((deadline.prior >= 0) & (deadline.prior <= 1)).all():
+        raise UsageError("The prior of a submission holds a score outside 0 to 1; expected none.")
+    return deadline
+
+
+def _files_of(
+    everything: list[Path], shard: Shard | None, *, kind: Kind, threads: int, deadline: Deadline | None
+) -> tuple[list[Path], dict[Path, float | None]]:
+    """Return the files of a shard, and how long recordings are by the headers that were read to tell."""
+    if shard is None:
+        return everything, {}
     if kind != "audio":
-        return None
-    with ThreadPoolExecutor(threads, thread_name_prefix="alula-header") as pool:
-        return list(pool.map(duration_s, files))
+        return shard_of(everything, shard), {}
+    over = _never if deadline is None else deadline.over_for_headers(share=1.0)
+    found = read_headers(everything, threads=threads, over=over)
+    if len(found) < len(everything) and over():
+        raise JobError(
+            f"The time was over when {len(found)} of {len(everything)} headers were read; expected all, as "
+            "they say which files a shard has. Give more time, or folders with fewer files and no shard."
+        )
+    # What kept a header from being read, such as a missing library, says so here.
+    lengths_s = [found[k] if k in found else duration_s(path) for k, path in enumerate(everything)]
+    return shard_of(everything, shard, weights=lengths_s), dict(zip(everything, lengths_s, strict=True))
+
+
+def _never() -> bool:
+    return False
+
+
+def _part(
+    sample: SampleSubmission | None, files: Sequence[Path], everything: Sequence[Path], shard: Shard | None
+) -> SampleSubmission | None:
+    """Return what a sample submission asks of the files of a shard."""
+    if sample is None or shard is None:
+        return sample
+    here = set(files)
+    return sample.part(
+        {path.stem for path in files},
+        others={path.stem for path in everything if path not in here},
+        last=shard.index == shard.count,
+    )
+
+
+def _drafts_of(path: Path, journal: Path) -> Path | None:
+    """Return where a file is until it is whole: in the journal, unless that may be on another disk."""
+    return journal if path.resolve().parent == journal.parent else None
 
 
 def run_over_files(

@@ -280,7 +280,7 @@ class Bundle:
         Raises:
             EngineError: the engine failed; that is no file's fault.
             JobError: the journal is in use by another run, or cannot be written.
-            UsageError: the journal belongs to another bundle.
+            UsageError: the journal belongs to another bundle, or the folder holds what is no journal.
             DiskFullError: there is no space for the journal.
         """
         return map_files(self, paths, journal=journal, fresh=fresh)

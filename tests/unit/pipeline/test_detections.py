@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from alula.errors import DataError, JobError, UsageError
-from alula.pipeline import Recordings, Row, Selection, TableOptions, read_thresholds, sink_for
+from alula.pipeline import (
+    Recordings,
+    Row,
+    Selection,
+    Shard,
+    TableOptions,
+    read_thresholds,
+    sink_for,
+)
 from alula.pipeline.detections import DEFAULT_CONFIDENCE, species_of
 
 LABELS = ["Turdus merula_Eurasian Blackbird", "noise", "Parus\tmajor\n"]
@@ -34,9 +42,10 @@ DURATIONS = {"in/a/one, two.wav": 8.5, "in/b.flac": 4.25}  # of the third nobody
 FOUND = [(0, 1), (0, 0), (1, 1), (3, 2), (4, 2), (4, 0), (4, 1)]
 
 
-def options_in(folder: Path, selection: Selection | None = None) -> TableOptions:
+def options_in(folder: Path, selection: Selection | None = None, shard: Shard | None = None) -> TableOptions:
     return TableOptions(
         selection=selection,
+        shard=shard,
         recordings=Recordings(root=folder / "in", low_hz=20.0, high_hz=16_000.0, duration_s=DURATIONS.get),
     )
 
@@ -122,11 +131,12 @@ def test_audacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kaleidoscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pandas.read_csv(write(tmp_path, "k.csv", "kaleidoscope", monkeypatch), keep_default_na=False)
     assert list(table.columns) == [
-        "INDIR", "FOLDER", "IN FILE", "OFFSET", "DURATION", "TOP1MATCH", "confidence"
+        "INDIR", "FOLDER", "IN FILE", "OFFSET", "DURATION", "scientific_name", "common_name", "confidence"
     ]  # fmt: skip
     paths = [Path(row["INDIR"]) / row["FOLDER"] / row["IN FILE"] for _, row in table.iterrows()]
     assert paths == [tmp_path / ROWS[i].path for i, _ in FOUND]
-    assert list(table["TOP1MATCH"]) == [LABELS[k] for _, k in FOUND]
+    assert list(table["scientific_name"]) == [species_of(LABELS[k])[0] for _, k in FOUND]
+    assert list(table["common_name"]) == [species_of(LABELS[k])[1] for _, k in FOUND]
     assert list(table["OFFSET"]) == [times(i)[0] for i, _ in FOUND]
     assert list(table["DURATION"]) == [times(i)[1] - times(i)[0] for i, _ in FOUND]
 
@@ -302,3 +312,22 @@ def test_a_recording_outside_of_all_inputs(tmp_path: Path) -> None:
     sink = sink_for(tmp_path / "t", format="raven", labels=LABELS, kind="audio", options=options_in(tmp_path))
     with pytest.raises(JobError, match="is not below"), sink:
         sink.write([Row(str(tmp_path / "elsewhere.wav"), 0.0, 5.0)], SCORES[:1])
+
+
+def test_a_table_that_runs_on_from_recording_to_recording_has_no_parts(tmp_path: Path) -> None:
+    def made(name: str, format_: str, shard: Shard) -> None:
+        sink_for(
+            tmp_path / name,
+            format=format_,
+            labels=LABELS,
+            kind="audio",
+            options=options_in(tmp_path, None, shard),
+        )
+
+    for format_ in ("raven", "audacity"):
+        with pytest.raises(UsageError, match=f"`{format_}` got shard 2/3; .* Name a folder"):
+            made("all.txt", format_, Shard(2, 3))
+        made("all.txt", format_, Shard(1, 1))
+        made("tables", format_, Shard(2, 3))
+    for format_ in ("kaleidoscope", "birdnet"):
+        made("all.csv", format_, Shard(2, 3))

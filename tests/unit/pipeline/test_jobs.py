@@ -269,6 +269,10 @@ class Limit:
 
     def __init__(self) -> None:
         self.event = threading.Event()
+        self.skipped_rows = 0
+
+    def skipped(self, rows: int = 1) -> None:
+        self.skipped_rows += rows
 
     def over(self) -> bool:
         return self.event.is_set()
@@ -324,6 +328,41 @@ def test_when_the_time_is_over_tasks_are_left_with_the_rows_that_they_have() -> 
     for thread in threading.enumerate():
         if thread.name.startswith("alula-"):
             thread.join(RENDEZVOUS_S)
+
+
+@pytest.mark.parametrize("breaks", ["reading", "memory", "shape"])
+def test_a_pace_is_told_of_rows_that_reach_no_batch(breaks: str) -> None:
+    limit = Limit()
+    computed: list[int] = []
+    yielded: list[int] = []
+
+    def prepare(task: int) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        for row in range(5):
+            yielded.append(row)
+            yield row, (np.zeros(2 if breaks == "shape" and (task, row) == (1, 4) else 1, np.float32),)
+        if task == 1 and breaks == "reading":
+            raise DataError("1", "breaks off.")
+        if task == 1 and breaks == "memory":
+            raise MemoryError
+
+    def infer(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        computed.append(len(batch[0]))
+        return batch
+
+    failed: list[int] = []
+    run_job(
+        range(3),
+        prepare=prepare,
+        infer=infer,
+        emit=lambda task, keys, outputs: None,
+        fail=lambda task, error: failed.append(task),
+        settings=Settings(batch_size=4),
+        cpu_budget=1,
+        row_spec=(((1,), np.dtype(np.float32)),),
+        pace=limit,
+    )
+    assert failed == [1]
+    assert sum(computed) + limit.skipped_rows == len(yielded)
 
 
 def test_a_task_that_waits_for_a_disk_holds_none_of_the_others_back() -> None:

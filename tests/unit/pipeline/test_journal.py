@@ -138,13 +138,15 @@ def lay(folder: Path, data: bytes) -> None:
 
 
 @hypothesis_settings(deadline=None, max_examples=100)
-@given(share=st.floats(0, 1), tail=st.binary(max_size=60))
+@given(share=st.floats(0, 1), tail=st.binary(max_size=60) | st.integers(0, 60).map(bytes))
 def test_a_cut_at_any_byte_loses_only_what_was_not_whole(share: float, tail: bytes) -> None:
     """A kill cuts the last record; a power failure may leave anything behind the cut."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "j"
         data, ends = written()
-        left = data[: round(share * len(data))] + tail
+        left = data[: round(share * len(data))]
+        # What begins like no journal at all is somebody else's file.
+        left += tail if len(left) >= len(b"ALJR") else bytes(len(tail) if not left else 0)
         lay(folder, left)
         whole = sum(left[:end] == data[:end] for end in ends[1:])
         with Journal(folder, KEY) as kept:
@@ -371,6 +373,32 @@ def test_drafts_of_a_killed_run_go_and_nothing_else_does(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is no folder"), Journal(tmp_path / "file", KEY):
         pass
+
+
+@pytest.mark.parametrize("name", ["results", "lock"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_of_somebody_else_is_not_taken_for_ours(tmp_path: Path, name: str, fresh: bool) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / name).write_text("label,score\n")
+    with pytest.raises(UsageError, match=f"holds `{name}`"), Journal(folder, KEY, fresh=fresh):
+        pass
+    assert (folder / name).read_text() == "label,score\n"
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(UsageError, match=f"holds `{name}`"), Journal(folder, KEY, fresh=fresh):
+        pass
+
+
+def test_a_journal_says_whether_a_run_before_had_not_finished(tmp_path: Path) -> None:
+    for fresh in (False, True):
+        with Journal(tmp_path / "j", KEY) as kept:
+            assert not kept.continues
+            kept.finish(whole=False)
+        with Journal(tmp_path / "j", KEY, fresh=fresh) as kept:
+            assert kept.continues
+            kept.finish()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

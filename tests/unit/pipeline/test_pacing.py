@@ -112,6 +112,18 @@ def test_what_files_hold_corrects_the_guesses(clock: ScriptedClock) -> None:
     assert rungs == [0, 1]
 
 
+def test_rows_of_a_task_that_failed_are_not_left(clock: ScriptedClock) -> None:
+    pacer = pacer_of(clock, Told(TWO, ONE), {0: 10.0, 1: 10.0})
+    for task in (0, 1):
+        pacer.opened(task)
+        for _ in range(10):
+            pacer.seen(task)
+    pacer.closed(0)
+    assert pacer._left(1).rows == 20
+    pacer.skipped(10)
+    assert pacer._left(1).rows == 10
+
+
 def test_the_time_is_over_while_nothing_happens(clock: ScriptedClock) -> None:
     pacer = pacer_of(clock, Told(TWO), {0: None, 1: 5.0})
     assert pacer.stop_s == pytest.approx(100 - 1 - 3 * 0.5)

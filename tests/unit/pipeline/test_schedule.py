@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import pytest
 
 from alula.core import Settings
 from alula.errors import DataError
@@ -73,3 +76,32 @@ def test_a_task_that_fails_during_its_model_call_holds_nothing_back() -> None:
     schedule._end_call(batch, [grown])
     assert schedule._held_bytes == 0
     assert batch.spans[0].opened.store(outputs, slot=0, start=1, count=1) == 0
+
+
+def test_a_first_task_that_waits_for_a_disk_does_not_keep_others_from_the_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule: Schedule[str, int] = Schedule(Settings(), 2)
+    for task in ("hangs", "next"):
+        schedule.admit(task)
+    hangs, other = schedule.prepare_seat(), schedule.prepare_seat()
+    assert schedule.start(hangs).task == "hangs"
+    assert schedule.start(other).task == "next"
+    hangs.since_s = 0.0
+    waits = threading.Event()
+    real = schedule._spec_settled.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        waits.set()  # the lock is held until it sleeps
+        return real(timeout)
+
+    monkeypatch.setattr(schedule._spec_settled, "wait", wait)
+    spec = (((1,), np.dtype(np.float32)),)
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(schedule.expect(other, spec)), daemon=True)
+    thread.start()
+    assert waits.wait(30)
+    assert schedule.lend(before_s=1.0) == 1
+    thread.join(30)
+    assert found == [spec]
+    schedule.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from alula.errors import UsageError
-from alula.pipeline import Shard, parse_shard, shard_of
+from alula.pipeline import Shard, parse_shard, shard_of, shards
 
 WEIGHTS = st.lists(
     st.sampled_from([0.0, 0.1, 1.0, 5.0, 7.5, 600.0, 10_800.0, None])
@@ -78,3 +79,13 @@ def test_what_is_no_shard(text: str) -> None:
 
 def test_a_shard_as_text() -> None:
     assert str(parse_shard(" 03/10 ")) == "3/10"
+
+
+@pytest.mark.parametrize("summed", [sum, math.fsum])
+def test_no_file_is_lost_by_rounding(monkeypatch: pytest.MonkeyPatch, summed: object) -> None:
+    """From Python 3.12 on `sum` of floats is more exact than adding one by one: 0.6, not 0.60000000000001."""
+    monkeypatch.setattr(shards, "sum", summed, raising=False)
+    for count in (1, 2, 3):
+        parts = [shard_of("abc", Shard(k, count), weights=[0.1, 0.2, 0.3]) for k in range(1, count + 1)]
+        assert "".join(itertools.chain(*parts)) == "abc"
+        assert all(parts)

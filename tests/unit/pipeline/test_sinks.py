@@ -424,8 +424,6 @@ def test_error_report(tmp_path: Path) -> None:
     path = tmp_path / "errors.csv"
     with ErrorReport(path) as report:
         report.add("a, b.wav", DataError("a, b.wav", "is\nbroken."))
-        # A run that is killed here has lost nothing.
-        assert (tmp_path / "errors.csv.partial").read_text() == 'path,error\n"a, b.wav",is broken.\n'
         report.add("c.wav", JobError("c.wav went wrong."))
         assert not path.exists()
         assert report.count == 2
@@ -440,22 +438,51 @@ def test_error_report(tmp_path: Path) -> None:
 
 def test_error_report_without_errors_removes_old_ones(tmp_path: Path) -> None:
     path = tmp_path / "errors.csv"
-    path.touch()
-    (tmp_path / "errors.csv.partial").touch()
+    path.write_text("path,error\na.wav,is broken.\n")
     with ErrorReport(path) as report:
         assert path.exists()
     assert report.count == 0
     assert names_in(tmp_path) == []
 
 
-def test_error_report_of_a_stopped_run_stays_partial(tmp_path: Path) -> None:
+def test_error_report_of_a_stopped_run_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "errors.csv"
-    path.write_text("old")
+    path.write_text("path,error\nold")
     with pytest.raises(KeyboardInterrupt), ErrorReport(path) as report:
         report.add("a", DataError("a", "is broken."))
         raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert "is broken" in (tmp_path / "errors.csv.partial").read_text()
+    assert path.read_text() == "path,error\nold"
+    assert names_in(tmp_path) == ["errors.csv"]
+
+
+@pytest.mark.parametrize("content", ["", "buy,milk\n", "path,errors\n"])
+def test_what_is_no_error_report_is_neither_replaced_nor_removed(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "errors.csv"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"inputs that fail are listed there\. Move it"), ErrorReport(path):
+        pass
+    path.unlink()
+    with pytest.raises(UsageError, match="Move it"), ErrorReport(path) as report:
+        report.add("a", DataError("a", "is broken."))
+        path.write_text(content)
+    with ErrorReport(tmp_path / "other.csv") as report:
+        (tmp_path / "other.csv").write_text(content)
+    assert (path.read_text(), (tmp_path / "other.csv").read_text()) == (content, content)
+    assert names_in(tmp_path) == ["errors.csv", "other.csv"]
+
+
+def test_two_error_reports_in_one_place_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "errors.csv"
+    (tmp_path / "drafts").mkdir()
+    with ErrorReport(path, drafts=tmp_path / "drafts") as first:
+        first.add("a", DataError("a", "is broken."))
+        assert names_in(tmp_path) == ["drafts"]
+        assert [atomic.is_draft(draft) for draft in (tmp_path / "drafts").iterdir()] == [True]
+        with ErrorReport(path) as second:
+            second.add("b", DataError("b", "is broken."))
+        assert "b,is broken." in path.read_text()
+    assert path.read_text() == "path,error\na,is broken.\n"
+    assert names_in(tmp_path / "drafts") == []
 
 
 def test_error_report_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -138,3 +138,34 @@ def test_a_sink_can_be_used_again(tmp_path: Path) -> None:
         with sink:
             sink.write(ROWS, SCORES)
         assert sink.notes == ()
+
+
+PARTS = [(ROWS[:2], SCORES[:2], {"s_1"}), (ROWS[2:], SCORES[2:], {"s_2"})]
+
+
+def submit_parts(folder: Path, sample: Path) -> list[str]:
+    asked = read_sample_submission(sample)
+    ids: list[str] = []
+    for index, (rows, scores, stems) in enumerate(PARTS):
+        part = asked.part(stems, others={"s_1", "s_2"} - stems, last=index == 1)
+        path = folder / f"{index}.csv"
+        sink = BirdclefSink(path, labels=LABELS, kind="audio", sample=part)
+        with sink:
+            sink.write(rows, scores)
+        ids += pandas.read_csv(path)["row_id"].tolist()
+    return ids
+
+
+def test_parts_of_a_submission_have_each_row_once(tmp_path: Path) -> None:
+    rows = ["s_0_5", "s_1_5", "s_1_10", "s_1_15", "s_2_5", "s_2_10", "odd"]
+    assert sorted(submit_parts(tmp_path, write_sample(tmp_path, *rows))) == sorted(rows)
+
+
+def test_parts_of_a_dry_run_take_the_columns_alone(tmp_path: Path) -> None:
+    assert submit_parts(tmp_path, write_sample(tmp_path, "hidden_1_5")) == ["s_1_5", "s_1_10", "s_2_5"]
+
+
+def test_a_part_refuses_rows_where_those_of_another_part_count(tmp_path: Path) -> None:
+    for known in (["s_1_5", "s_1_10"], ["s_2_5"], ["s_1_5", "s_1_10", "s_2_10"]):
+        with pytest.raises(JobError, match="other rows of these recordings"):
+            submit_parts(tmp_path, write_sample(tmp_path, *known))

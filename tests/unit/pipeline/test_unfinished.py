@@ -24,6 +24,8 @@ def test_a_line_per_stretch_and_no_file_without(tmp_path: Path) -> None:
     assert "c.png" in path.read_text()
     with UnfinishedList(path):
         pass
+    assert "c.png" in path.read_text()
+    forget_unfinished(path)
     assert list(tmp_path.iterdir()) == []
 
 

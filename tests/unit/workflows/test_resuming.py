@@ -22,6 +22,7 @@ from alula.pipeline import (
     FileTask,
     JobKey,
     Journal,
+    Progress,
     Selection,
     Shard,
     atomic,
@@ -490,3 +491,57 @@ def test_the_sample_of_a_competition(audio_bundle: Bundle, recordings: Path, tmp
     assert [line.split(",")[0] for line in lines] == [*ids, "99_1"]
     assert lines[-1] == "99_1,0.5,0.5"
     assert len(report.notes) == 1
+
+
+def test_shards_of_a_submission_have_each_row_once(
+    audio_bundle: Bundle, recordings: Path, tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample_submission.csv"
+    predict(audio_bundle, [recordings], output=tmp_path / "plain.csv", format="birdclef")
+    ids = [line.split(",")[0] for line in (tmp_path / "plain.csv").read_text().splitlines()[1:]]
+    # Of a recording that cannot be read, and of one that is missing.
+    ids += ["99_1", "unheard_1"]
+    sample.write_text("row_id,whistle,chirp\n" + "".join(f"{row_id},0,0\n" for row_id in ids))
+    lines: dict[int, list[str]] = {}
+    for count in (1, 3):
+        lines[count] = []
+        for index in range(1, count + 1):
+            part = tmp_path / f"{index}.csv"
+            predict(
+                audio_bundle,
+                [recordings],
+                output=part,
+                format="birdclef",
+                sample=sample,
+                shard=Shard(index, count),
+            )
+            lines[count] += part.read_text().splitlines()[1:]
+    assert sorted(lines[3]) == sorted(lines[1])
+    assert sorted(line.split(",")[0] for line in lines[3]) == sorted(ids)
+    with pytest.raises(UsageError, match="Name a folder"):
+        predict(audio_bundle, [recordings], output=tmp_path / "x.txt", format="raven", shard=Shard(1, 2))
+
+
+def test_two_runs_in_one_folder_do_not_lose_a_table(
+    audio_bundle: Bundle, recordings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    others: list[prediction.PredictionReport] = []
+
+    def meanwhile(progress: Progress) -> None:
+        if progress.tasks_failed == BROKEN and not others:
+            others.append(predict(audio_bundle, [recordings / "01.wav"], output=out / "b.csv"))
+
+    report = predict(audio_bundle, [recordings], output=out / "a.csv", progress=meanwhile)
+    assert (report.failed, len(others)) == (BROKEN, 1)
+    assert sorted(content(out)) == ["a.csv", "b.csv", "errors.csv"]
+    assert len((out / "errors.csv").read_text().splitlines()) == 1 + BROKEN
+
+
+def test_a_table_of_somebody_else_in_the_place_of_the_error_report(
+    audio_bundle: Bundle, recordings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "errors.csv").write_text("buy,milk\n")
+    with pytest.raises(UsageError, match="Move it"):
+        predict(audio_bundle, [recordings / "01.wav"], output=tmp_path / "s.csv")
+    assert (tmp_path / "errors.csv").read_text() == "buy,milk\n"
