@@ -78,7 +78,7 @@ def test_a_class_without_positives_takes_the_band_of_all() -> None:
     assert (lower[1], upper[1]) == (0.4, 0.9)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1, 3))
 def test_the_band_of_a_class_that_is_never_there_is_not_narrowed(seed: int) -> None:
     """Nothing would be lost by it here, and nothing is known of what would be elsewhere."""
     validation = songs(seed)
