@@ -198,7 +198,7 @@ def run(draw: Draw, *, may_step: bool = True) -> Outcome:
     ladder = declare_ladder(draw.members, OVERLAPS, sheet=draw.sheet, score=draw.score)
     scheduler = DeadlineScheduler(
         ladder if may_step else ladder[:1],
-        costs=draw.sheet.costs(),
+        costs={name: stage.cost for name, stage in draw.sheet.stages.items()},
         cpus=draw.cpus,
         deadline_s=draw.allowed_s,
         reserve=Reserve(
@@ -285,7 +285,7 @@ def run_paced(draw: Draw) -> Outcome:
         }
         sheet = CostSheet(stages=stages, common=draw.sheet.common)
         ladder[:] = declare_ladder(draw.members, OVERLAPS, sheet=sheet, score=draw.score)
-        return ladder, sheet.costs()
+        return ladder, {name: stage.cost for name, stage in stages.items()}
 
     ladder = list(declare_ladder(draw.members, OVERLAPS, sheet=draw.sheet, score=draw.score)[:1])
     pacer = Pacer(

@@ -13,6 +13,7 @@ from alula.planning.costs import (
     Stage,
     Workload,
     duration,
+    in_words,
     parse_workload,
     row_loads,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "declare_ladder",
     "duration",
     "halves",
+    "in_words",
     "judge_cascade",
     "learn_cascade",
     "make_plan",

@@ -100,7 +100,7 @@ class JudgedCascade(msgspec.Struct, frozen=True, kw_only=True):
         return self.full_score - self.score
 
 
-def bands(cheap: Array, truth: BoolArray, tails: FloatArray) -> tuple[FloatArray, FloatArray]:
+def bands(cheap: Array, truth: BoolArray, tail: float) -> tuple[FloatArray, FloatArray]:
     """Return the ends of each class's band, shapes (c,).
 
     A class without positives or without negatives gets the band of all classes together: nothing is known of
@@ -109,17 +109,24 @@ def bands(cheap: Array, truth: BoolArray, tails: FloatArray) -> tuple[FloatArray
     Args:
         cheap: scores, shape (n, c).
         truth: which classes a row has, shape (n, c); some and not all of its values are true.
-        tails: by class, the share of positives below the band and of negatives above it.
+        tail: the share of positives below the band and of negatives above it.
     """
-    ends = [_band(cheap, truth, k, float(tail)) for k, tail in enumerate(tails)]
-    return np.array([low for low, _ in ends]), np.array([high for _, high in ends])
+    ends = np.empty((2, cheap.shape[1]))
+    known = _judgeable(truth)
+    for k in np.flatnonzero(known):
+        ends[:, k] = _band(cheap[:, k], truth[:, k], tail)
+    if not known.all():
+        ends[:, ~known] = np.array(_band(cheap, truth, tail))[:, None]
+    return ends[0], ends[1]
 
 
-def _band(cheap: Array, truth: BoolArray, k: int, tail: float) -> tuple[float, float]:
-    positive, negative = cheap[truth[:, k], k], cheap[~truth[:, k], k]
-    if not len(positive) or not len(negative):
-        positive, negative = cheap[truth], cheap[~truth]
-    return float(np.quantile(positive, tail)), float(np.quantile(negative, 1 - tail))
+def _judgeable(truth: BoolArray) -> BoolArray:
+    """Return which classes have positives and negatives, shape (c,)."""
+    return np.asarray(truth.any(axis=0) & ~truth.all(axis=0))
+
+
+def _band(cheap: Array, truth: BoolArray, tail: float) -> tuple[float, float]:
+    return float(np.quantile(cheap[truth], tail)), float(np.quantile(cheap[~truth], 1 - tail))
 
 
 def learn_cascade(
@@ -144,13 +151,13 @@ def learn_cascade(
         y_true: labels, shape (n,) or (n, c).
         metric: judges scores.
         max_drop: largest loss beside `full`, in units of the metric.
-        narrowed: so many classes get bands of their own, those that make most windows uncertain.
+        narrowed: so many classes get bands of their own, those that make most windows uncertain, of the ones
+            with positives and negatives on these rows.
 
     Raises:
         AccuracyError: the metric is not defined on these rows.
     """
-    classes = cheap.shape[1]
-    truth = _classes(y_true, classes)
+    truth = _classes(y_true, cheap.shape[1])
     if truth.all() or not truth.any():
         return None
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -161,19 +168,20 @@ def learn_cascade(
 
     found: tuple[int, float] | None = None
     for tail in TAILS:
-        inside = np.asarray(in_band(cheap, *bands(cheap, truth, np.full(classes, tail))).any(axis=1))
+        inside = np.asarray(in_band(cheap, *bands(cheap, truth, tail)).any(axis=1))
         count = int(inside.sum())
         if (found is None or count < found[0]) and holds(inside):
             found = (count, tail)
     if found is None:
         return None
-    tails = np.full(classes, found[1])
-    lower, upper = bands(cheap, truth, tails)
+    lower, upper = bands(cheap, truth, found[1])
     inside = in_band(cheap, lower, upper)
-    for k in np.argsort(-inside.sum(axis=0), kind="stable")[:narrowed]:
+    widest = np.argsort(-inside.sum(axis=0), kind="stable")
+    # Of the others no row could tell how narrow is too narrow.
+    for k in widest[_judgeable(truth)[widest]][:narrowed]:
         others = np.asarray(np.delete(inside, k, axis=1).any(axis=1))
         for tail in TAILS[TAILS.index(found[1]) + 1 :]:
-            low, high = _band(cheap, truth, int(k), tail)
+            low, high = _band(cheap[:, k], truth[:, k], tail)
             column = in_band(cheap[:, k], low, high)
             if not holds(others | column):
                 break

@@ -26,6 +26,7 @@ __all__ = [
     "Stage",
     "Workload",
     "duration",
+    "in_words",
     "parse_workload",
     "row_loads",
 ]
@@ -190,10 +191,6 @@ class CostSheet(msgspec.Struct, frozen=True, kw_only=True):
                 f"and a spread of at least 0; got {self.overhead} and {self.spread}"
             )
 
-    def costs(self) -> dict[str, StageCost]:
-        """Return the cost of a unit of each stage."""
-        return {name: stage.cost for name, stage in self.stages.items()}
-
 
 class Duration(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that a job takes, with an interval.
@@ -207,6 +204,17 @@ class Duration(msgspec.Struct, frozen=True, kw_only=True):
     expected_s: float
     low_s: float
     high_s: float
+
+
+def in_words(seconds: float) -> str:
+    """Return a time in minutes where it is long, in seconds where it is not.
+
+    >>> in_words(6130.0), in_words(90.0), in_words(0.25)
+    ('102.2 min', '90.0 s', '0.25 s')
+    """
+    if seconds >= 120:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def row_loads(

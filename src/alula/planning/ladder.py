@@ -35,7 +35,6 @@ def declare_ladder(
     *,
     sheet: CostSheet,
     score: Score,
-    members_first: bool = False,
 ) -> tuple[PlannedRung, ...]:
     """Return ways to compute a row, the best first; each is cheaper and scores less than the one before.
 
@@ -46,7 +45,6 @@ def declare_ladder(
         overlaps: that the job may use; it starts with the densest.
         sheet: what stages cost.
         score: validated score of some of the members, by name, at an overlap, by name; higher is better.
-        members_first: drop every member but one before the first step of overlap, whatever each is worth.
 
     Raises:
         UsageError: there are no members or no overlaps, members share a name or a model, or a stage was not
@@ -72,7 +70,7 @@ def declare_ladder(
     def smaller(names: frozenset[str], level: int) -> list[tuple[frozenset[str], int]]:
         fewer = [(names - {name}, level) for name in by_name if name in names] if len(names) > 1 else []
         sparser = [(names, level + 1)] if level + 1 < len(dense) else []
-        return fewer if members_first and fewer else [*fewer, *sparser]
+        return [*fewer, *sparser]
 
     way = (frozenset(by_name), 0)
     rungs = [rung(*way)]

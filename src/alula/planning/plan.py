@@ -11,9 +11,9 @@ import msgspec
 
 from alula.errors import AccuracyError, UsageError
 from alula.planning.cascade import NARROWED_CLASSES, JudgedCascade, judge_cascade
-from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration
+from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration, in_words
 from alula.planning.ladder import PlannedRung, declare_ladder
-from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within
+from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within, merit
 from alula.planning.validation import IntArray, Validation, halves
 
 __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_rows"]
@@ -227,10 +227,6 @@ def _time(time: Duration) -> str:
     return f"{expected:.1f} {unit} ({low:.1f} to {high:.1f})"
 
 
-def _merit(one: Picked) -> tuple[float, float]:
-    return (one.score, -one.time_s)
-
-
 def _check(
     members: Sequence[Member],
     overlaps: Sequence[Overlap],
@@ -310,7 +306,7 @@ class _Planner:
         best: tuple[Overlap, Picked] | None = None
         for overlap in self._overlaps:
             found = self.best(overlap, limit_s, rows)
-            if found is not None and (best is None or _merit(found) > _merit(best[1])):
+            if found is not None and (best is None or merit(found) > merit(best[1])):
                 best = (overlap, found)
         return best
 
@@ -431,7 +427,7 @@ class _Planner:
         gain = score - picked.score
         words = f"in place of {', '.join(instead_of)} it" if instead_of else "it"
         if time.high_s > limit_s:
-            reason = f"would take up to {_minutes(time.high_s)} of {_minutes(limit_s)}"
+            reason = f"would take up to {in_words(time.high_s)} of {in_words(limit_s)}"
             if gain > _WORTH_SAYING:
                 reason += f", and bring {gain:+.4f}"
         elif gain > _WORTH_SAYING:
@@ -447,31 +443,41 @@ class _Planner:
         """Return the best cascade that fits and is better than the ensemble picked; None if there is none.
 
         It may end in the ensemble picked, which makes it faster, or in the one that there is no time for.
+        There is none, either, where the recordings are too few to judge one.
         """
         validation = self._validation
+        if validation.recordings < 2:
+            return None
         plain = validation.blended(overlap.name, picked.counts)
-        plain_score = statistics.fmean(
-            validation.judged(plain, rows) for rows in halves(validation, seed=seed)
-        )
+        try:
+            plain_score = statistics.fmean(
+                validation.judged(plain, rows) for rows in halves(validation, seed=seed)
+            )
+        except AccuracyError:  # a half without positives, say
+            return None
         plain_time = self.duration(picked.names, overlap)
         ensembles = [picked.counts]
-        whole = self.best(overlap, math.inf)
+        whole = self.best(overlap, self.duration(frozenset(self._members), overlap).high_s)
         if whole is not None and whole.counts != picked.counts:
             ensembles.append(whole.counts)
         offers = []
         alone = {name: self.duration(frozenset([name]), overlap).expected_s for name in self._members}
         for counts, cheap in itertools.product(ensembles, sorted(alone, key=alone.__getitem__)[:_MOST_FIRST]):
-            if set(counts) == {cheap}:
+            others = [self._members[name] for name in counts if name != cheap]
+            if not others or any(_are_variants(self._members[cheap], other) for other in others):
                 continue
-            judged = judge_cascade(
-                validation,
-                overlap=overlap.name,
-                cheap=cheap,
-                counts=counts,
-                max_drop=max_drop,
-                seed=seed,
-                narrowed=narrowed,
-            )
+            try:
+                judged = judge_cascade(
+                    validation,
+                    overlap=overlap.name,
+                    cheap=cheap,
+                    counts=counts,
+                    max_drop=max_drop,
+                    seed=seed,
+                    narrowed=narrowed,
+                )
+            except AccuracyError:  # a metric of the user's that is not defined for these scores
+                continue
             if judged is None or judged.drop > max_drop:
                 continue
             time = self._cascaded(judged, counts, overlap)
@@ -516,7 +522,3 @@ def _why_better(gain: float, time: Duration, plain: Duration, max_drop: float) -
 
 def _are_variants(one: Member, other: Member) -> bool:
     return bool(one.variant_of) and one.variant_of == other.variant_of
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.1f} s"

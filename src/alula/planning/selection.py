@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["EXHAUSTIVE_UP_TO", "Picked", "best_within", "exhaustive", "greedy"]
+__all__ = ["EXHAUSTIVE_UP_TO", "Picked", "best_within", "exhaustive", "greedy", "merit"]
 
 Counts: TypeAlias = Mapping[str, int]
 Score: TypeAlias = Callable[[Counts], float]
@@ -55,12 +55,6 @@ class Picked(msgspec.Struct, frozen=True, kw_only=True):
         """The members."""
         return frozenset(self.counts)
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each member; they add up to 1."""
-        total = sum(self.counts.values())
-        return {name: count / total for name, count in self.counts.items()}
-
 
 def best_within(
     names: Sequence[str],
@@ -77,7 +71,7 @@ def best_within(
         score: validated score of counts; equal ratios of counts have equal scores.
         time_s: of a job with these members; infinite for members that do not go together. Adding a member
             never makes it less.
-        limit_s: time there is.
+        limit_s: time there is; finite, as score per second is weighed by it.
         exhaustive_up_to: so many members have all their subsets tried.
     """
     known: dict[tuple[tuple[str, int], ...], float] = {}
@@ -97,7 +91,7 @@ def best_within(
             greedy(names, first=first, score=remembered, time_s=time_s, limit_s=limit_s, per_second=rule)
             for rule in (False, True)
         )
-    return max(found, key=_merit, default=None)
+    return max(found, key=merit, default=None)
 
 
 def greedy(
@@ -132,8 +126,8 @@ def greedy(
             break
         before = here
         here = _most_per_second(before, options, _LEAST_SHARE * limit_s) if per_second else _best(options)
-        idle = 0 if _merit(here) > _merit(best) else idle + 1
-        best = max(best, here, key=_merit)
+        idle = 0 if merit(here) > merit(best) else idle + 1
+        best = max(best, here, key=merit)
     return best
 
 
@@ -154,17 +148,18 @@ def exhaustive(names: Sequence[str], *, score: Score, time_s: Seconds, limit_s: 
                 counts = dict.fromkeys(subset, 1)
                 fitting.append(Picked(counts=counts, score=score(counts), time_s=needed_s))
     yield from fitting
-    for one in sorted(fitting, key=_merit, reverse=True)[:_REFINED]:
+    for one in sorted(fitting, key=merit, reverse=True)[:_REFINED]:
         members = sorted(one.counts)
         yield greedy(members, first=one.counts, score=score, time_s=time_s, limit_s=limit_s, per_second=False)
 
 
-def _merit(one: Picked) -> tuple[float, float]:
+def merit(one: Picked) -> tuple[float, float]:
+    """Return what is larger for the better of two ensembles: of equal scores the faster."""
     return (one.score, -one.time_s)
 
 
 def _best(options: Sequence[Picked]) -> Picked:
-    return max(options, key=_merit)
+    return max(options, key=merit)
 
 
 def _most_per_second(before: Picked, options: Sequence[Picked], least_s: float) -> Picked:
@@ -189,7 +184,7 @@ def _first_members(
         return []
     worst = min(one.score for one in singles)
     firsts = (
-        max(singles, key=_merit),
+        max(singles, key=merit),
         max(singles, key=lambda one: (one.score - worst) / one.time_s),
         min(singles, key=lambda one: (one.time_s, -one.score)),
     )

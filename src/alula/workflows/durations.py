@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from alula.errors import UsageError
+from alula.planning import in_words
 
 __all__ = ["in_words", "parse_duration_s"]
 
@@ -26,14 +27,3 @@ def parse_duration_s(text: str | float) -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"`{text}` is no positive duration; expected for example `10m`.")
     return seconds
-
-
-def in_words(seconds: float) -> str:
-    """Return a time in minutes where it is long, in seconds where it is not.
-
-    >>> in_words(6130.0), in_words(90.0), in_words(0.25)
-    ('102.2 min', '90.0 s', '0.25 s')
-    """
-    if seconds >= 120:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from alula.accuracy import default_metric, metric_named
+from alula.accuracy import Metric, default_metric, metric_named
 from alula.bundle import DeclaredCascade, DeclaredRung
 from alula.core import Blend, Mean, Rank, View
-from alula.data import open_samples
+from alula.data import Samples, open_samples
 from alula.errors import AccuracyError, UsageError
 from alula.hardware import thread_budget
 from alula.measure import Clock
@@ -30,17 +30,19 @@ from alula.planning import (
     Validation,
     Workload,
     duration,
+    in_words,
     make_plan,
     row_loads,
 )
 from alula.postprocess import PostProcessing
-from alula.workflows.durations import in_words, parse_duration_s
+from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import make_ensemble, member_names
 from alula.workflows.opened_members import OpenedMembers
 from alula.workflows.stage_costs import Measured, measure_stages
 from alula.workflows.validated_scores import (
     RowGrid,
     ValidatedScores,
+    check_weights_can_be_found,
     from_data,
     from_tables,
     row_grid,
@@ -170,7 +172,7 @@ def plan(
         margin: share of the deadline that is kept free.
         max_drop: loss of score that a cascade may bring; None looks for none.
         cascade: whether `output` is the cascade, where one is offered.
-        rounds: how often each stage is timed.
+        rounds: how often each stage is timed, at least twice.
         round_s: length of a round.
         threads: thread budget; None takes min(affinity, CPU quota).
         trust_code: see `alula.load`.
@@ -193,9 +195,13 @@ def plan(
     _check_sources(scores, truth, data)
     if not 0 <= margin < 1:
         raise UsageError(f"The margin is {margin}; expected a share of the deadline from 0 to below 1.")
+    if rounds < 2 or not round_s > 0:
+        raise UsageError(f"Got {rounds} rounds of {round_s} s; expected at least 2, longer than 0 s.")
     if cascade and output is None:
         raise UsageError("A cascade is for the ensemble that is made, and none is: give -o as well.")
+    named = None if metric is None else _judge(metric)
     blend = Mean() if blend is None else blend
+    check_weights_can_be_found(blend)
     post = PostProcessing() if post is None else post
     if output is not None and Path(output).exists() and not replace:
         raise UsageError(f"{output} exists already. Choose another name, or replace it with --replace.")
@@ -216,27 +222,31 @@ def plan(
         ) as opened,
     ):
         grid = row_grid(opened, post.step, overlaps)
+        classes = opened.lineup.blender.alignment.labels
+        samples = None if data is None else open_samples(data, labels=classes)
         inputs = inputs_of(
             workload,
-            description=opened.lineup.demands[0].description,
+            demands=opened.lineup.demands,
             row_s=grid.row_s,
-            examples=_examples(data),
+            examples=_examples(samples),
             scratch=Path(scratch),
         )
-        if data is None:
+        if samples is None:
             assert truth is not None
             known = from_tables(opened, scores, truth, grid=grid)
         else:
-            known = from_data(opened, data, grid=grid, blend=blend, post=post, labels=labels, report=report)
+            known = from_data(
+                opened, samples, grid=grid, blend=blend, post=post, labels=labels, report=report
+            )
         validation, score_s = _validation(
-            known, opened, grid=grid, metric=metric, blend=blend, post=post, seed=seed
+            known, opened, grid=grid, metric=named, blend=blend, post=post, seed=seed
         )
         measured = measure_stages(
             opened,
             inputs,
             row_s=grid.row_s,
             windows_per_row=grid.own_windows_per_row,
-            labels=opened.lineup.blender.alignment.labels,
+            labels=classes,
             scratch=Path(scratch),
             rounds=rounds,
             round_s=round_s,
@@ -245,6 +255,7 @@ def plan(
         )
     by = f"{validation.metric.name} of {len(validation.y_true)} rows"
     report(f"choosing among {len(bundles)} bundles by {by}")
+    no_cascade = _why_no_cascade(validation, blend, max_drop)
     made = make_plan(
         measured.members,
         grid.overlaps,
@@ -254,9 +265,9 @@ def plan(
         machine=machine,
         deadline_s=deadline_s,
         margin=margin,
-        max_drop=None if isinstance(blend, Rank) else max_drop,
+        max_drop=None if no_cascade else max_drop,
         seed=seed,
-        exhaustive_up_to=_exhaustive_up_to(score_s, len(grid.overlaps)),
+        exhaustive_up_to=_exhaustive_up_to(score_s, len(grid.overlaps), cascade=not no_cascade),
         narrowed=_narrowed(score_s),
     )
     if not made.fits:
@@ -297,7 +308,7 @@ def plan(
             *made.notes,
             *measured.notes,
             *_doubts(known, validation, data),
-            *_cascade_notes(made, cascade),
+            *([_cascade_note(made, no_cascade)] if cascade else []),
         ),
     )
     if save is not None:
@@ -326,12 +337,29 @@ def _machine(budget: int, cpus: float | None, speed: float | None) -> Machine:
     )
 
 
-def _examples(data: Any) -> list[Path]:
+def _judge(name: str) -> Metric:
+    """Return the metric of a name, if it can judge a plan."""
+    found = metric_named(name)
+    if not found.needs_labels:
+        raise UsageError(f"The metric `{name}` knows no truth; expected one that judges by it.")
+    return found
+
+
+def _examples(samples: Samples | None) -> list[Path]:
     """Return the files of labelled data, from which decoding can be measured."""
-    if data is None:
-        return []
-    found = [item.path for item in open_samples(data).items]
+    found = [] if samples is None else [item.path for item in samples.items]
     return list(dict.fromkeys(path for path in found if path is not None))
+
+
+def _why_no_cascade(validation: Validation, blend: Blend, max_drop: float | None) -> str:
+    """Return why no cascade is looked for, empty where one is."""
+    if max_drop is None:
+        return "`max_drop` is None"
+    if isinstance(blend, Rank):
+        return "a blend by rank needs all members for all rows"
+    if validation.finish is not None:
+        return "there are steps after the blend, or windows overlap"
+    return ""
 
 
 def _validation(
@@ -339,7 +367,7 @@ def _validation(
     opened: OpenedMembers,
     *,
     grid: RowGrid,
-    metric: str | None,
+    metric: Metric | None,
     blend: Blend,
     post: PostProcessing,
     seed: int,
@@ -348,9 +376,7 @@ def _validation(
 
     Where that is long, only some of the recordings are kept.
     """
-    by = metric_named(metric or default_metric(known.y_true))
-    if not by.needs_labels:
-        raise UsageError(f"The metric `{by.name}` knows no truth; expected one that judges by it.")
+    by = metric_named(default_metric(known.y_true)) if metric is None else metric
 
     def validated(some: ValidatedScores) -> Validation:
         return validation_of(
@@ -367,7 +393,8 @@ def _validation(
     score_s = _score_s(whole, opened.names)
     if score_s <= _MOST_SCORE_S:
         return whole, score_s
-    return validated(some_of(known, share=_MOST_SCORE_S / score_s, seed=seed)), _MOST_SCORE_S
+    some = validated(some_of(known, share=_MOST_SCORE_S / score_s, seed=seed))
+    return some, _score_s(some, opened.names)
 
 
 def _score_s(validation: Validation, names: Sequence[str]) -> float:
@@ -384,14 +411,17 @@ def _score_s(validation: Validation, names: Sequence[str]) -> float:
     return time.perf_counter() - before_s
 
 
-def _exhaustive_up_to(score_s: float, overlaps: int) -> int:
+def _exhaustive_up_to(score_s: float, overlaps: int, *, cascade: bool) -> int:
     """Return how many members may have all their subsets tried in the time for choosing.
 
-    >>> _exhaustive_up_to(0.001, 1), _exhaustive_up_to(1.0, 2)
-    (12, 3)
+    >>> _exhaustive_up_to(0.001, 1, cascade=False), _exhaustive_up_to(1.5, 1, cascade=False)
+    (12, 4)
+    >>> _exhaustive_up_to(1.5, 1, cascade=True)
+    3
     """
-    # All rows, then both halves; a score of half of the rows takes half of the time.
-    tries = _CHOOSING_S / (2 * overlaps * score_s)
+    # All rows, then both halves; a score of half of the rows takes half of the time. And all rows once more
+    # for what a cascade may end in.
+    tries = _CHOOSING_S / ((2 * overlaps + cascade) * score_s)
     return max(1, min(EXHAUSTIVE_UP_TO, int(math.log2(max(2.0, tries)))))
 
 
@@ -551,7 +581,7 @@ def _stages(made: Plan, measured: Measured, grid: RowGrid, workload: Workload) -
 
 
 def _doubts(known: ValidatedScores, validation: Validation, data: Any) -> list[str]:
-    notes = []
+    notes = list(known.notes)
     if data is not None:
         notes.append(
             "scores are of data that the bundles were run over here; what a model was trained on flatters it"
@@ -565,17 +595,20 @@ def _doubts(known: ValidatedScores, validation: Validation, data: Any) -> list[s
     return notes
 
 
-def _cascade_notes(made: Plan, wanted: bool) -> list[str]:
-    if not wanted:
-        return []
-    if made.cascade is None:
-        return ["no cascade is better than the plan, so there is none"]
+def _cascade_note(made: Plan, not_looked_for: str) -> str:
+    """Return what became of a cascade that was asked for."""
     offer = made.cascade
-    return [
-        f"the ensemble is the cascade: `{offer.judged.cascade.cheap}` scores every window, all members the "
-        f"{offer.judged.share:.0%} where it is uncertain; score {offer.judged.score:.4f}, "
-        f"{in_words(offer.time.expected_s)}"
-    ]
+    if offer is not None:
+        return (
+            f"the ensemble is the cascade: `{offer.judged.cascade.cheap}` scores every window, all members "
+            f"the {offer.judged.share:.0%} where it is uncertain; score {offer.judged.score:.4f}, "
+            f"{in_words(offer.time.expected_s)}"
+        )
+    if not_looked_for:
+        return f"no cascade was looked for, so there is none: {not_looked_for}"
+    if made.judged_score is None:
+        return "the recordings are too few to judge a cascade, so there is none"
+    return "no cascade is better than the plan, so there is none"
 
 
 def _save(path: Path, report: PlanReport) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from alula.core import AudioInput, LogMel
 from alula.data import Kind, open_audio, read_array, read_image
-from alula.errors import AlulaError, MeasurementError
+from alula.errors import AlulaError, DataError
 from alula.features import (
     ArrayFeatures,
     Demand,
@@ -34,15 +34,13 @@ from alula.measure import Clock, Concurrency, Round, SystemClock, interleave
 from alula.pipeline import Row, StageCost, run_job, sink_for
 from alula.planning import CostSheet, Member, Stage
 from alula.workflows.opened_members import OpenedMembers
-from alula.workflows.workloads import Inputs, SoundKind
+from alula.workflows.workloads import PIECE_S, Inputs, SoundKind
 
 __all__ = ["Measured", "measure_stages"]
 
 Array: TypeAlias = NDArray[Any]
 Report: TypeAlias = Callable[[str], None]
 
-# Of each recording that is decoded in a round: enough for the rate of long ones, and none takes the round.
-_PIECE_S = 60.0
 _WRITE_ROWS = 256
 # What is written in a round stays on the disk until the end.
 _WRITE_S = 0.1
@@ -151,18 +149,15 @@ def measure_stages(
         windows_per_row: that the members' own hop gives.
         labels: columns of the table.
         scratch: folder for what is written.
-        rounds: how often each is timed.
-        round_s: length of a round.
+        rounds: how often each is timed, at least twice.
+        round_s: length of a round, above 0.
         report: gets lines of text about what is being done.
         clock: tells the time of rounds.
 
     Raises:
-        MeasurementError: fewer than two rounds were asked for.
         DataError: a file that was fine before cannot be read.
         EngineError: a member failed.
     """
-    if rounds < 2 or not round_s > 0:
-        raise MeasurementError(f"Got {rounds} rounds of {round_s} s; expected at least 2, longer than 0 s.")
     used = SystemClock() if clock is None else clock
     with ExitStack() as held:
         bench = _Bench(opened.threads, used, held)
@@ -251,9 +246,20 @@ def _small_job(opened: OpenedMembers, files: Sequence[Path]) -> Callable[[int], 
     reader, settings, threads = opened.reader(), opened.settings, opened.threads
     counts = [len(part) for part in np.array_split(np.arange(settings.batch_size), threads)]
 
+    def every_row() -> Iterator[tuple[Any, Any]]:
+        for path in itertools.cycle(files):
+            there = False
+            try:
+                for row in reader.rows(path):
+                    there = True
+                    yield row
+            except DataError:
+                # Samples were tried at their beginning; behind it one may be damaged.
+                if not there:
+                    raise
+
     def rows_of(count: int) -> Iterator[tuple[Any, Any]]:
-        every_file = itertools.chain.from_iterable(map(reader.rows, itertools.cycle(files)))
-        return itertools.islice(every_file, count)
+        return itertools.islice(every_row(), count)
 
     def fail(count: int, error: AlulaError) -> None:
         raise error
@@ -506,7 +512,7 @@ def _spectrum_of(mel: LogMel | None) -> object:
 
 
 def _waves(path: Path) -> list[Array]:
-    with open_audio(path, end_s=_PIECE_S) as audio:
+    with open_audio(path, end_s=PIECE_S) as audio:
         return [mixed(block) for block in audio.blocks()]
 
 
@@ -516,7 +522,7 @@ def _decoder(files: Sequence[Path]) -> Callable[[int], int]:
     def run(instance: int) -> int:
         frames = 0
         # `next` of a cycle is one step of the interpreter, so threads may share it.
-        with open_audio(next(following), end_s=_PIECE_S) as audio:
+        with open_audio(next(following), end_s=PIECE_S) as audio:
             for block in audio.blocks():
                 frames += len(block)
             return max(1, round(1000 * frames / audio.rate_hz))

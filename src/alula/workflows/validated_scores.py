@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from alula.accuracy import Metric
 from alula.core import AudioInput, Blend, Maximum, Minimum, OverlapMean, Step, View
-from alula.data import RowKey, Samples, ScoreTable, open_samples, places_of, read_scores
+from alula.data import RowKey, Samples, ScoreTable, places_of, read_scores
 from alula.engines import Arrays
 from alula.ensemble import Alignment, Blender, Placement
-from alula.errors import AlulaError, DataError, UsageError
-from alula.features import ArrayFeatures, make_features
+from alula.errors import AlulaError, DataError, EngineError, UsageError
+from alula.features import ArrayFeatures, Demand, make_features
 from alula.pipeline import Progress, run_job
 from alula.planning import Overlap, Validation
 from alula.postprocess import PostProcessing, Track, apply_steps
@@ -27,7 +28,16 @@ from alula.workflows.opened_members import OpenedMembers
 from alula.workflows.prediction import kind_of_input
 from alula.workflows.running import activated
 
-__all__ = ["RowGrid", "ValidatedScores", "from_data", "from_tables", "row_grid", "some_of", "validation_of"]
+__all__ = [
+    "RowGrid",
+    "ValidatedScores",
+    "check_weights_can_be_found",
+    "from_data",
+    "from_tables",
+    "row_grid",
+    "some_of",
+    "validation_of",
+]
 
 Array: TypeAlias = NDArray[Any]
 Float32: TypeAlias = NDArray[np.float32]
@@ -38,6 +48,10 @@ _LEAST_SCORE = 1e-7
 _SAY_EVERY_S = 10.0
 _MEMBER = "member"
 _LABEL = "label"
+# Of a sample: how far from whole numbers a division of seconds may be that is meant to be whole.
+_ROUNDING = 1e-6
+# Windows per row that are named where others are impossible.
+_NAMED_OVERLAPS = range(1, 13)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +102,10 @@ def row_grid(opened: OpenedMembers, steps: Sequence[Step], windows_per_row: Sequ
 
     """
     counts = sorted(set(windows_per_row))
-    if not counts or counts[0] < 1 or any(counts[-1] % count for count in counts):
+    if not counts or counts[0] < 1 or any(more % fewer for fewer, more in itertools.pairwise(counts)):
         raise UsageError(
             f"The overlaps are {', '.join(map(str, windows_per_row)) or 'none'}; expected numbers of windows "
-            "per row such as 1,2 of which the largest is a multiple of the others."
+            "per row such as 1,2,4, each a multiple of the one before."
         )
     audio = opened.lineup.demands[0].description
     own = Overlap(name="none")
@@ -117,6 +131,14 @@ def row_grid(opened: OpenedMembers, steps: Sequence[Step], windows_per_row: Sequ
             f"The bundles' rows are about {keep_s:g} s every {hop_s:g} s, so their windows overlap already, "
             "or a step `overlap` says so; expected neither where overlaps are compared."
         )
+    rates_hz = sorted({_rate_hz(demand) for demand in opened.lineup.demands})
+    possible = [count for count in _NAMED_OVERLAPS if _are_samples(hop_s / count, rates_hz)]
+    if not _are_samples(hop_s / counts[-1], rates_hz):
+        raise UsageError(
+            f"{counts[-1]} windows per row of {hop_s:g} s are no whole number of samples apart at "
+            f"{' and '.join(map(str, rates_hz))} Hz, so they would drift away from the rows. Possible are "
+            f"{', '.join(map(str, possible)) or 'none'}."
+        )
     overlaps = tuple(
         own
         if count == 1
@@ -133,6 +155,16 @@ def row_grid(opened: OpenedMembers, steps: Sequence[Step], windows_per_row: Sequ
     )
 
 
+def _rate_hz(demand: Demand) -> int:
+    assert isinstance(demand.description, AudioInput)
+    return demand.description.sample_rate_hz
+
+
+def _are_samples(seconds: float, rates_hz: Sequence[int]) -> bool:
+    """Return whether a time is a whole number of samples at each of some rates."""
+    return all(abs(seconds * rate_hz - round(seconds * rate_hz)) < _ROUNDING for rate_hz in rates_hz)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidatedScores:
     """Scores of every member, and the truth of the rows that they are judged on.
@@ -143,6 +175,7 @@ class ValidatedScores:
         predictions: by overlap and member, float32 (rows, classes); logits for a blend of logits.
         truth_keys: rows whose truth is known, length n.
         y_true: their labels, shape (n,) or (n, c).
+        notes: what a reader must know of them.
     """
 
     source: str
@@ -150,6 +183,7 @@ class ValidatedScores:
     predictions: Mapping[str, Mapping[str, Float32]]
     truth_keys: tuple[RowKey, ...]
     y_true: Array
+    notes: tuple[str, ...] = ()
 
 
 def from_tables(
@@ -272,7 +306,7 @@ def _unactivated(scores: Array, activation: str, source: Path) -> Float32:
 
 def from_data(
     opened: OpenedMembers,
-    data: Any,
+    samples: Samples,
     *,
     grid: RowGrid,
     blend: Blend,
@@ -287,7 +321,7 @@ def from_data(
 
     Args:
         opened: the members.
-        data: as `optimize` takes it, with labels.
+        samples: with labels, by the classes of the lineup.
         grid: of the rows.
         blend: how scores become one.
         post: views and steps.
@@ -295,11 +329,9 @@ def from_data(
         report: gets lines of text about what is being done.
 
     Raises:
-        DataError: it cannot be read, has no labels, or none of the classes.
-        EngineError: a member failed.
+        DataError: they cannot be read, or have no labels.
+        EngineError: a member failed, or gave scores that are no numbers.
     """
-    classes = opened.lineup.blender.alignment.labels
-    samples = open_samples(data, labels=classes)
     if samples.targets is None:
         raise DataError(samples.source, "It has no labels, and a plan is judged by them. Give labelled data.")
     kind = kind_of_input(opened.lineup.demands[0].description)
@@ -308,8 +340,10 @@ def from_data(
     densest = grid.overlaps[-1].name
     lineup = opened.lined_up(grid.views(opened.views, densest), blend=blend, post=post, labels=labels)
     report(f"running {len(opened.names)} bundles over {samples.source}")
-    keys, joined = _joined(opened, samples, opened.reader(lineup).rows, report)
+    keys, joined, notes = _joined(opened, samples, opened.reader(lineup).rows, report)
     scores = opened.by_class(joined)
+    for name, values in scores.items():
+        _check_finite(name, values, keys)
     most = grid.overlaps[-1].windows_per_row
     found: dict[str, tuple[RowKey, ...]] = {}
     predictions: dict[str, dict[str, Float32]] = {}
@@ -323,8 +357,22 @@ def from_data(
     base = _finished_keys(own, grid.steps(post.step, grid.overlaps[0].name))
     truth_keys, y_true = _labelled(samples, base)
     return ValidatedScores(
-        source=samples.source, keys=found, predictions=predictions, truth_keys=truth_keys, y_true=y_true
+        source=samples.source,
+        keys=found,
+        predictions=predictions,
+        truth_keys=truth_keys,
+        y_true=y_true,
+        notes=tuple(notes),
     )
+
+
+def _check_finite(name: str, scores: Float32, keys: Sequence[RowKey]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(wrong):
+        raise EngineError(
+            f"`{name}` gave NaN or infinite scores for {len(wrong)} of {len(keys)} rows, the first in "
+            f"{keys[wrong[0]].path}; expected numbers. Leave the bundle or the file out."
+        )
 
 
 def _joined(
@@ -332,8 +380,8 @@ def _joined(
     samples: Samples,
     rows_of: Callable[[Path], Iterator[tuple[Any, Arrays]]],
     report: Report,
-) -> tuple[tuple[RowKey, ...], Float32]:
-    """Return every row of the data, and the scores of all members for it, side by side."""
+) -> tuple[tuple[RowKey, ...], Float32, list[str]]:
+    """Return every row of the data, the scores of all members for it, side by side, and what is left out."""
     files = list(dict.fromkeys(item.path for item in samples.items if item.path is not None))
     tasks: list[Path | int] = [*files] if files else [*range(len(samples))]
     loose = [make_features(demand.description) for demand in opened.lineup.demands]
@@ -383,7 +431,13 @@ def _joined(
             samples.source,
             f"{len(problems)} of {len(tasks)} files cannot be read, for example: {problems[0]}",
         )
-    return tuple(keys), np.concatenate(parts)
+    notes = []
+    if problems:
+        notes.append(
+            f"{len(problems)} of {len(tasks)} files of the data cannot be read and are not judged, for "
+            f"example {problems[0]}"
+        )
+    return tuple(keys), np.concatenate(parts), notes
 
 
 def _places_in_files(keys: Sequence[RowKey]) -> NDArray[np.intp]:
@@ -456,8 +510,8 @@ def some_of(scores: ValidatedScores, *, share: float, seed: int) -> ValidatedSco
         for overlap, keys in scores.keys.items()
     }
     judged = [row for row, key in enumerate(scores.truth_keys) if key.path in kept]
-    return ValidatedScores(
-        source=scores.source,
+    return dataclasses.replace(
+        scores,
         keys={overlap: tuple(scores.keys[overlap][row] for row in some) for overlap, some in rows.items()},
         predictions={
             overlap: {name: part[rows[overlap]] for name, part in members.items()}
@@ -484,14 +538,13 @@ def validation_of(
         scores: of the members, and the truth.
         grid: of the rows.
         metric: judges.
-        blend: how scores become one; its weights are what is to be found.
+        blend: how scores become one, see `check_weights_can_be_found`.
         post: steps after the blend.
         activation: applied to blended logits, or `none`.
         classes: how many there are.
 
     Raises:
         DataError: no row of known truth is left after the steps at every overlap.
-        UsageError: the blend has no weights.
     """
     blended = _blending(blend, activation, classes)
     steps = {overlap.name: grid.steps(post.step, overlap.name) for overlap in grid.overlaps}
@@ -536,14 +589,21 @@ def validation_of(
     )
 
 
-def _blending(
-    blend: Blend, activation: str, classes: int
-) -> Callable[[Sequence[Array], Sequence[float]], Array]:
+def check_weights_can_be_found(blend: Blend) -> None:
+    """Raise where a blend leaves no weights to find.
+
+    Raises:
+        UsageError: it has none, or they are given.
+    """
     if isinstance(blend, Minimum | Maximum):
         raise UsageError("A plan finds weights, and a blend by min or max has none. Choose another blend.")
     if blend.weights is not None or blend.class_weights:
         raise UsageError("A plan finds the weights of the members; expected a blend without any.")
 
+
+def _blending(
+    blend: Blend, activation: str, classes: int
+) -> Callable[[Sequence[Array], Sequence[float]], Array]:
     def blended(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
         count = len(arrays)
         everywhere = Alignment(

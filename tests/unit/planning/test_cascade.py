@@ -68,17 +68,41 @@ def test_a_window_is_uncertain_where_any_class_lies_in_its_band(seed: int, class
 def test_a_band_is_where_positives_and_negatives_overlap() -> None:
     cheap = np.array([[0.1], [0.2], [0.4], [0.3], [0.6], [0.9]])
     truth = np.array([[0], [0], [0], [1], [1], [1]], bool)
-    lower, upper = bands(cheap, truth, np.array([0.0]))
+    lower, upper = bands(cheap, truth, 0.0)
     assert (lower.tolist(), upper.tolist()) == ([0.3], [0.4])
-    lower, upper = bands(cheap, truth, np.array([0.5]))
+    lower, upper = bands(cheap, truth, 0.5)
     assert (lower.tolist(), upper.tolist()) == ([0.6], [0.2])  # nothing lies in it
 
 
 def test_a_class_without_positives_takes_the_band_of_all() -> None:
     cheap = np.array([[0.1, 0.2], [0.7, 0.3], [0.5, 0.9], [0.4, 0.1]])
     truth = np.array([[0, 0], [0, 0], [1, 0], [1, 0]], bool)
-    lower, upper = bands(cheap, truth, np.zeros(2))
+    lower, upper = bands(cheap, truth, 0.0)
     assert (lower[1], upper[1]) == (0.4, 0.9)
+
+
+@pytest.mark.parametrize("seed", range(1, 3))
+def test_the_band_of_a_class_that_is_never_there_is_not_narrowed(seed: int) -> None:
+    """Nothing would be lost by it here, and nothing is known of what would be elsewhere."""
+    validation = songs(seed)
+    truth = np.array(validation.y_true)
+    truth[:, 3] = False
+    scores = validation.predictions["none"]
+    wide, narrow = (
+        learn_cascade(
+            "cheap",
+            scores["cheap"],
+            scores["dear"],
+            y_true=truth,
+            metric=MacroAuc(),
+            max_drop=0.02,
+            narrowed=narrowed,
+        )
+        for narrowed in (0, 4)
+    )
+    assert wide is not None and narrow is not None
+    assert (narrow.lower[3], narrow.upper[3]) == (wide.lower[3], wide.upper[3])
+    assert narrow.lower[:3] != wide.lower[:3]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,7 +116,7 @@ def test_what_is_learned_keeps_the_limit_with_fewer_windows_than_any_one_tail(
     least = mixed(validation, everything) - max_drop
     fewest = None
     for tail in TAILS:
-        lower, upper = bands(scores["cheap"], validation.y_true, np.full(4, tail))
+        lower, upper = bands(scores["cheap"], validation.y_true, tail)
         uncertain = Cascade(cheap="cheap", lower=tuple(lower), upper=tuple(upper)).uncertain(scores["cheap"])
         if mixed(validation, uncertain) >= least:
             fewest = min(uncertain.sum(), len(uncertain) if fewest is None else fewest)

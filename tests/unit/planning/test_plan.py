@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from alula.accuracy import MacroAuc
-from alula.errors import UsageError
+from alula.errors import AccuracyError, UsageError
 from alula.pipeline import StageCost
 from alula.planning import (
     CostSheet,
+    JudgedCascade,
     Machine,
     Member,
     Overlap,
@@ -24,9 +25,11 @@ from alula.planning import (
     Workload,
     duration,
     halves,
+    judge_cascade,
     make_plan,
     plan_rows,
 )
+from alula.planning import plan as plan_module
 
 OVERLAPS = (Overlap(name="none"), Overlap(name="half", windows_per_row=2.0))
 WORKLOAD = Workload(files=20, rows=2400, longest_rows=120)
@@ -244,6 +247,55 @@ def test_a_cascade_is_offered_where_it_wins_and_not_where_it_does_not() -> None:
     assert planned(clear, 5000.0).cascade is None  # nobody said what may be lost
     blurred = validation(0, sharp=0.2)
     assert planned(blurred, 5000.0, max_drop=0.0).cascade is None
+
+
+def test_no_cascade_where_the_recordings_cannot_judge_one() -> None:
+    known = validation(0, rows=100, sharp=4.0)
+    alone = dataclasses.replace(known, groups=np.zeros(100))
+    truth = np.array(known.y_true)
+    truth[50:] = False
+    one_sided = dataclasses.replace(known, y_true=truth, groups=np.repeat([0, 1], 50))
+    for few in (alone, one_sided):
+        plan = planned(few, 5000.0, max_drop=0.005)
+        assert (plan.judged_score, plan.cascade) == (None, None)
+        assert plan.score > 0.9
+
+
+def test_a_cascade_whose_score_is_not_defined_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = validation(0, rows=2000, sharp=4.0)
+    offer = planned(clear, 5000.0, max_drop=0.005).cascade
+    assert offer is not None
+    best = offer.judged.cascade.cheap
+
+    def undefined(known: Validation, **options: Any) -> JudgedCascade | None:
+        if options["cheap"] == best:
+            raise AccuracyError("not defined")
+        return judge_cascade(known, **options)
+
+    monkeypatch.setattr(plan_module, "judge_cascade", undefined)
+    other = planned(clear, 5000.0, max_drop=0.005).cascade
+    assert other is None or other.judged.cascade.cheap != best
+
+
+@pytest.mark.parametrize("exhaustive_up_to", [12, 1])
+def test_no_cascade_has_two_precisions_of_one_model(
+    monkeypatch: pytest.MonkeyPatch, exhaustive_up_to: int
+) -> None:
+    """Neither in the ensemble that there is no time for, nor the first member beside the others."""
+    words = {"tiny": "x", "big": "x", "small": "y", "mid": "y"}
+    pairs = [msgspec.structs.replace(one, variant_of=words[one.name]) for one in members()]
+    tried: list[set[str]] = []
+
+    def spied(known: Validation, **options: Any) -> JudgedCascade | None:
+        tried.append({options["cheap"], *options["counts"]})
+        return judge_cascade(known, **options)
+
+    monkeypatch.setattr(plan_module, "judge_cascade", spied)
+    known = validation(0, sharp=2.0)
+    planned(known, 150.0, members=pairs, max_drop=0.01, exhaustive_up_to=exhaustive_up_to)
+    assert any("big" in names for names in tried)
+    for names in tried:
+        assert len({words[name] for name in names}) == len(names)
 
 
 def test_a_plan_goes_to_json_and_back() -> None:

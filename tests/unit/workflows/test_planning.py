@@ -31,8 +31,9 @@ from alula.core import (
     TensorSpec,
     View,
 )
-from alula.errors import BundleError, DataError, UsageError
+from alula.errors import BundleError, DataError, EngineError, UsageError
 from alula.measure.fake import ScriptedClock
+from alula.planning import make_plan
 from alula.postprocess import PostProcessing
 from alula.workflows import PlanReport, load, parse_duration_s, plan, planning, stage_costs
 
@@ -421,6 +422,23 @@ def test_many_rows_are_judged_by_some_of_their_recordings(
     assert found.plan.score != pytest.approx(auc(tables.truth, tables.scores["m"]))
 
 
+def test_the_time_of_a_score_is_that_of_the_rows_that_are_kept(
+    make: Any, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s = iter([4 * planning._MOST_SCORE_S, 1.0])
+    tried: list[int] = []
+
+    def spied(*args: Any, **options: Any) -> Any:
+        tried.append(options["exhaustive_up_to"])
+        return make_plan(*args, **options)
+
+    monkeypatch.setattr(planning, "_score_s", lambda validation, names: next(took_s))
+    monkeypatch.setattr(planning, "make_plan", spied)
+    planned([make("m")], scores=[tables.member("m", 1.0)], truth=tables.truth_path)
+    # A minute for the search on all rows, those on two halves, and the one for a cascade.
+    assert tried == [int(np.log2(60 / 3))]
+
+
 def test_images_from_a_folder(make: Any, tmp_path: Path) -> None:
     description = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
     images = write_images(tmp_path / "images", per_class=4)
@@ -457,6 +475,91 @@ def test_a_deadline_that_is_too_short_says_what_would_fit(make: Any, tables: Tab
     planned([bundle], deadline="20s", **{**options, "workload": f"{fitting - 1}x10m"})
 
 
+def test_what_is_wrong_with_options_is_said_before_bundles_are_loaded(make: Any, tables: Tables) -> None:
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("has none. Choose another", {"blend": Maximum()}),
+        ("a blend without any", {"blend": Mean(weights=(1.0,))}),
+        ("knows no truth", {"metric": "agreement"}),
+        ("There is no metric `absent`", {"metric": "absent"}),
+        ("Got 1 rounds of", {"rounds": 1}),
+        ("rounds of 0 s", {"round_s": 0}),
+    ]
+    bundle, scores = make("m"), [tables.member("m", 1.0)]
+    said: list[str] = []
+    for match, options in cases:
+        with pytest.raises(UsageError, match=match):
+            planned([bundle], scores=scores, truth=tables.truth_path, report=said.append, **options)
+    assert said == []
+
+
+def test_files_that_cannot_be_read_are_left_out_and_said(make: Any, tmp_path: Path) -> None:
+    description = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
+    images = write_images(tmp_path / "images", per_class=4)
+    (images / "blue" / "000.png").write_bytes(b"no picture")
+    found = planned([make("m", description, labels=("blue", "green", "red"))], data=images, workload=images)
+    assert (found.workload.rows, found.rows) == (11, 11)
+    assert any(note.startswith("1 files cannot be read and are left out") for note in found.notes)
+    assert any(note.startswith("1 of 12 files of the data cannot be read") for note in found.notes)
+
+
+def test_a_recording_that_is_damaged_behind_what_is_tried_of_it(
+    make: Any, tables: Tables, tmp_path: Path
+) -> None:
+    import soundfile
+
+    wave = np.zeros(120 * RATE_HZ, np.float32)
+    wave[110 * RATE_HZ] = np.nan
+    soundfile.write(tmp_path / "long.wav", wave, RATE_HZ, subtype="FLOAT")
+    found = planned(
+        [make("m", settings=Settings(batch_size=64))],
+        scores=[tables.member("m", 1.0)],
+        truth=tables.truth_path,
+        workload=tmp_path / "long.wav",
+    )
+    assert found.workload.rows == 120
+
+
+def test_scores_that_are_no_numbers_are_said_with_the_bundle(
+    make: Any, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    x = rng.random((40, 4)).astype(np.float32)
+    y = (x[:, :2] > 0.5).astype(np.int64)
+    np.save(tmp_path / "one.npy", x[0])
+    x[7, 1] = np.nan
+    with pytest.raises(EngineError, match="`m` gave NaN or infinite scores for 1 of 40 rows, the first in 7"):
+        planned([make("m", ArrayInput(shape=(4,)))], data=(x, y), workload=tmp_path / "one.npy")
+
+
+def test_data_are_opened_once_with_the_classes_of_the_bundles(make: Any, tmp_path: Path) -> None:
+    """A class that has no files yet is one that the bundles know."""
+    description = ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,))
+    images = write_images(tmp_path / "images", per_class=4)
+    (images / "violet").mkdir()
+    bundle = make("m", description, labels=("blue", "green", "red", "violet"))
+    assert planned([bundle], data=images, workload="5000").rows == 12
+
+
+def test_no_cascade_is_called_worse_that_was_not_looked_for(
+    make: Any, tables: Tables, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    bundle = make("m")
+    options = {"cascade": True, "output": tmp_path / "e.alula", "replace": True}
+    scores = [tables.member("m", 1.0)]
+    steps = PostProcessing(step=(Smoothing(kernel=(0.1, 0.8, 0.1)),))
+    for more, why in (
+        ({"blend": Rank()}, "by rank"),
+        ({"post": steps}, "steps after the blend"),
+        ({"max_drop": None}, "`max_drop`"),
+    ):
+        found = planned([bundle], scores=scores, truth=tables.truth_path, **options, **more)
+        (note,) = (note for note in found.notes if "cascade" in note)
+        assert note.startswith("no cascade was looked for") and why in note
+    one = Tables(tmp_path, rng, rows=10)
+    found = planned([bundle], scores=[one.member("m", 1.0)], truth=one.truth_path, **options)
+    assert found.recordings == 1
+    assert any("too few to judge a cascade" in note for note in found.notes)
+
+
 def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
     bundles = [make("m"), make("n", scale=2.0)]
     m, n = tables.member("m", 1.0), tables.member("n", 1.0)
@@ -476,11 +579,10 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         (DataError, "no column `b` of the 2 classes", {"scores": [m, other], "truth": truth}),
         (UsageError, "at one overlap", {"scores": [m, n], "truth": truth, "overlaps": (1, 2)}),
         (UsageError, "at one overlap", {"scores": [m, n], "truth": truth, "overlaps": (2,)}),
-        (UsageError, "largest is a multiple", {"scores": [m, n], "truth": truth, "overlaps": (2, 3)}),
-        (UsageError, "has none. Choose another", {"scores": [m, n], "truth": truth, "blend": Maximum()}),
+        (UsageError, "each a multiple", {"scores": [m, n], "truth": truth, "overlaps": (2, 3, 6)}),
+        (UsageError, "Possible are 1, 2, 4, 5,", {"scores": [m, n], "truth": truth, "overlaps": (1, 3)}),
         (UsageError, "no workload", {"scores": [m, n], "truth": truth, "workload": "10x"}),
         (UsageError, "no folder that exists", {"scores": [m, n], "truth": truth, "workload": "absent"}),
-        (UsageError, "knows no truth", {"scores": [m, n], "truth": truth, "metric": "agreement"}),
         (UsageError, "--cpus is 0", {"scores": [m, n], "truth": truth, "cpus": 0}),
         (UsageError, "The margin is 1", {"scores": [m, n], "truth": truth, "margin": 1.0}),
         (UsageError, "give -o as well", {"scores": [m, n], "truth": truth, "cascade": True}),
