@@ -42,7 +42,7 @@ from alula.data import open_audio, open_samples
 from alula.hardware import describe_disturbance, take_snapshot, thread_budget
 from alula.measure import Round, interleave, ratio, throughput
 from alula.planning import Duration
-from soundscapes import PROJECT, RATE_HZ, class_name, recordings
+from soundscapes import PROJECT, RATE_HZ, class_name, clips, recordings
 from ways import Contender, Stages, Way, batched, core_seconds
 
 EXAMPLE = PROJECT / "examples" / "birdclef"
@@ -301,6 +301,8 @@ def planned(name: str, ensemble: Path, folder: Path, *, limit_s: float, cascade:
         data=WORK / "validation" / "truth.csv",
         blend=blend_of(letter),
         post=post_of(letter, names),
+        # Of the others nothing is known that a cascade could be judged by.
+        labels=[class_name(index) for index in range(len(clips()))],
         max_drop=MOST_CASCADE_DROP,
         cascade=cascade,
         trust_code=True,
@@ -349,12 +351,13 @@ def macro_auc(truth: np.ndarray, scores: list[np.ndarray]) -> float:
 
     Args:
         truth: bool of shape (rows, classes).
-        scores: of each recording.
+        scores: of each recording; what is planned gives the first classes only, those that occur.
     """
     from sklearn.metrics import roc_auc_score
 
-    judged = truth.any(axis=0) & ~truth.all(axis=0)
-    return float(roc_auc_score(truth[:, judged], np.concatenate(scores)[:, judged], average="macro"))
+    found = np.concatenate(scores)
+    judged = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    return float(roc_auc_score(truth[:, judged], found[:, judged], average="macro"))
 
 
 def section(
