@@ -295,11 +295,10 @@ class KaleidoscopeLayout:
     @property
     def header(self) -> str:
         """Kaleidoscope's names of columns."""
-        return "INDIR,FOLDER,IN FILE,OFFSET,DURATION,scientific_name,common_name,confidence\n"
+        return "INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,confidence\n"
 
     def line(self, detection: Detection) -> str:
         """Return one identification."""
-        scientific, common = species_of(detection.label)
         below = os.path.relpath(detection.path, self.recordings.root)
         folder, name = os.path.split(below)
         return csv_line(
@@ -309,8 +308,7 @@ class KaleidoscopeLayout:
                 name,
                 seconds_text(detection.start_s),
                 seconds_text(detection.end_s - detection.start_s),
-                scientific,
-                common,
+                detection.label,
                 _score_text(detection.score),
             ]
         )

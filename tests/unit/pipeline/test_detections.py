@@ -131,12 +131,11 @@ def test_audacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kaleidoscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pandas.read_csv(write(tmp_path, "k.csv", "kaleidoscope", monkeypatch), keep_default_na=False)
     assert list(table.columns) == [
-        "INDIR", "FOLDER", "IN FILE", "OFFSET", "DURATION", "scientific_name", "common_name", "confidence"
+        "INDIR", "FOLDER", "IN FILE", "OFFSET", "DURATION", "TOP1MATCH", "confidence"
     ]  # fmt: skip
     paths = [Path(row["INDIR"]) / row["FOLDER"] / row["IN FILE"] for _, row in table.iterrows()]
     assert paths == [tmp_path / ROWS[i].path for i, _ in FOUND]
-    assert list(table["scientific_name"]) == [species_of(LABELS[k])[0] for _, k in FOUND]
-    assert list(table["common_name"]) == [species_of(LABELS[k])[1] for _, k in FOUND]
+    assert list(table["TOP1MATCH"]) == [LABELS[k] for _, k in FOUND]
     assert list(table["OFFSET"]) == [times(i)[0] for i, _ in FOUND]
     assert list(table["DURATION"]) == [times(i)[1] - times(i)[0] for i, _ in FOUND]
 
