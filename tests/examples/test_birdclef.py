@@ -430,10 +430,17 @@ def test_the_reference_is_the_ensemble(
         module = load_model(parse_source(str(FOLDER / member.model))).module
         scratch = tmp_path / member.name
         (scratch / "artifact").mkdir(parents=True)
-        export_module(module, [golden], target="onnx", folder=scratch / "artifact")
-        bundle = tmp_path / f"{member.name}.alula"
+        exported = export_module(module, [golden], target="onnx", folder=scratch / "artifact")
         bundles.append(
-            write_onnx_bundle(bundle, scratch, description, golden, labels=labels, activation="sigmoid")
+            write_onnx_bundle(
+                tmp_path / f"{member.name}.alula",
+                scratch,
+                description,
+                golden,
+                signature=exported.signature,
+                labels=labels,
+                activation="sigmoid",
+            )
         )
     path = soundscape(tmp_path, 33.0)
     make_ensemble(bundles, tmp_path / "b.alula", blend=blend_of("b"), post=post_of("b", names))

@@ -135,8 +135,13 @@ def write_audio_bundle(target: Path, *, scratch: Path, seed: int = 11) -> Path:
     artifact.mkdir(parents=True)
     weights = random.normal(0, 0.01, (int(np.prod(shape)), len(SONGS))).astype(np.float32)
     write_linear_onnx(artifact / "model.onnx", weights, shape=("b", *shape))
-    write_onnx_bundle(target, scratch, RECORDINGS, golden, labels=SONGS, activation="sigmoid")
-    return target
+    signature = Signature(
+        (TensorSpec("x", "float32", ("b", *shape)),),
+        (TensorSpec("scores", "float32", ("b", len(SONGS))),),
+    )
+    return write_onnx_bundle(
+        target, scratch, RECORDINGS, golden, signature=signature, labels=SONGS, activation="sigmoid"
+    )
 
 
 def write_onnx_bundle(
@@ -145,6 +150,7 @@ def write_onnx_bundle(
     description: InputDescription,
     golden: np.ndarray,
     *,
+    signature: Signature,
     labels: tuple[str, ...],
     activation: Activation,
 ) -> Path:
@@ -155,14 +161,11 @@ def write_onnx_bundle(
         scratch: folder with `artifact/model.onnx`, and for the rest of what goes into it.
         description: how files become inputs.
         golden: some inputs, (n, ...).
+        signature: of the file.
         labels: class names, one per column of the only output.
         activation: applied to it.
     """
     artifact = scratch / "artifact"
-    signature = Signature(
-        (TensorSpec("x", "float32", ("b", *golden.shape[1:])),),
-        (TensorSpec("scores", "float32", ("b", len(labels))),),
-    )
     settings = Settings(threads=1, instances=1, batch_size=8)
     session = engine_named("onnxruntime").load(
         artifact, recipe=Recipe("onnxruntime", "fp32"), signature=signature, settings=settings

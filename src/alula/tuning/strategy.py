@@ -172,6 +172,7 @@ class Strategy:
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
         self._coarse: dict[Recipe, list[Candidate]] = {}
         self._costs_s: list[float] = []
+        self._given_up: list[Recipe] = []  # or failed: which of the two is the field's affair
         self._calls_s: dict[Candidate, float] = {}
         self._right: set[Recipe] = set()
         self._check_s = _CHECK_S
@@ -208,8 +209,9 @@ class Strategy:
             if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
                 break
         standings = self._race()
-        while left and not standings:  # nothing was right so far, and there must be a result
-            self._take(left.pop(0))
+        # Nothing was right so far, and there must be a result. What was given up is waited for now.
+        while not standings and (left or self._given_up):
+            self._take(left.pop(0) if left else self._given_up.pop(0))
             standings = self._race()
         for recipe in left:
             self._field.skip(recipe, self._outdone(recipe) or NO_TIME)
@@ -262,7 +264,10 @@ class Strategy:
 
     def _take(self, recipe: Recipe) -> None:
         started_s = self._clock.monotonic()
-        settings = self._field.prepare(recipe, until_s=self._looks_end_s() if self._scores else math.inf)
+        until_s = self._looks_end_s() if self._scores else math.inf
+        settings = self._field.prepare(recipe, until_s=until_s)
+        if not settings and until_s < math.inf:
+            self._given_up.append(recipe)
         if not self._costs_s:
             # The first one pays for what all share, the export above all: its preparation says nothing.
             started_s = self._clock.monotonic()

@@ -348,13 +348,16 @@ def test_predict_detections_of_a_shard(run: Run, bundle: Path, recordings: Path,
     thresholds = tmp_path / "thresholds.csv"
     thresholds.write_text("label,threshold\n" + "".join(f"{song},0\n" for song in SONGS))
     options = ("--format", "audacity", "--threshold", thresholds, "--top-k", 1, "--threads", 1)
-    output = tmp_path / "labels.txt"
-    assert run("predict", bundle, recordings, "-o", output, *options).code == 0
-    whole = output.read_text().splitlines()
-    assert len(whole) == 2 * 2
-    ended = run("predict", bundle, recordings, "-o", output, *options, "--shard", "1/2", "--fresh", "--json")
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run("predict", bundle, recordings, "-o", whole, *options).code == 0
+    tables = sorted(whole.glob("*.txt"))
+    assert [len(table.read_text().splitlines()) for table in tables] == [2, 2]
+    ended = run("predict", bundle, recordings, "-o", part, *options, "--shard", "1/2", "--json")
     assert (ended.code, ended.document["files"]) == (0, 1)
-    assert output.read_text().splitlines() == whole[:2]
+    assert [table.name for table in part.glob("*.txt")] == [tables[0].name]
+    assert (part / tables[0].name).read_text() == tables[0].read_text()
+    one = run("predict", bundle, recordings, "-o", tmp_path / "all.txt", *options, "--shard", "1/2")
+    assert "folder" in failed(one, 2)
 
 
 @pytest.mark.parametrize(

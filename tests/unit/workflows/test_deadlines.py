@@ -712,7 +712,7 @@ HALF = [(k / 2, k / 2 + 1.0) for k in range(12)]
         (Smoothing(kernel=(0.2, 0.6, 0.2)),),
         (Smoothing(kernel=(0.5, 0.0, 1.0, 0.0, 0.0)),),
         (OverlapMean(segment_s=1.0),),
-        (OverlapMean(segment_s=0.75), Smoothing(kernel=(0.2, 0.6, 0.2))),
+        (OverlapMean(segment_s=1.5), Smoothing(kernel=(0.2, 0.6, 0.2))),
         (TopScaling(k=12),),
         (OverlapMean(segment_s=1.0), CutOff(below=2.0)),
     ],
