@@ -50,7 +50,6 @@ WORK = Path(__file__).resolve().with_suffix(".work")
 sys.path.insert(0, str(EXAMPLE))
 
 import pipelines  # noqa: E402 - found in the example's folder
-import reference  # noqa: E402
 
 ENSEMBLES: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "c1": ("c", ("efficientnet_b0",)),
@@ -183,10 +182,14 @@ class UsualWay:
         return self._pipeline.joined(outputs)
 
     def _decode(self, path: Path) -> np.ndarray:
-        return reference.read_wave(path, RATE_HZ)
+        from by_librosa import read_wave
+
+        return read_wave(path, RATE_HZ)
 
     def _transform(self, wave: np.ndarray, member: pipelines.Member) -> np.ndarray:
-        return reference.windows(wave, member, self._pipeline.lead_s(member))
+        from by_librosa import windows
+
+        return windows(wave, member, self._pipeline.lead_s(member))
 
     def _infer(self, windows: np.ndarray, member: pipelines.Member) -> np.ndarray:
         session = self._sessions[member.name]
@@ -452,6 +455,8 @@ def checked(contenders: dict[str, Contender], files: list[Path], options: argpar
     Raises:
         SystemExit: they are farther than the tolerance.
     """
+    import reference  # not by the ways' processes, whose memory is measured: it imports PyTorch
+
     expected = np.concatenate(contenders[USUAL].scores(files))
     notes = []
     for way in (OURS, STRETCHES):

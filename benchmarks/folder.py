@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,7 +40,10 @@ from alula.features import PRESETS, AudioFeatures
 from alula.hardware import describe_disturbance, take_snapshot
 from alula.measure import Round, interleave, ratio, stability_warnings, throughput
 from alula.workflows import predict
+from soundscapes import PROJECT
 from ways import Contender, Stages, Way, batched, core_seconds
+
+sys.path.insert(0, str(PROJECT / "examples" / "birdclef"))
 
 MODEL = f"{Path(zoo.__file__).resolve()}:tf_efficientnet_b0_ns"
 INPUT = "mel-128x313"
@@ -150,39 +154,16 @@ class UsualWay:
         return self._infer(self._transform(self._decode(path)))
 
     def _decode(self, path: Path) -> np.ndarray:
-        import librosa
+        from by_librosa import read_wave
 
-        wave, _ = librosa.load(path, sr=self._description.sample_rate_hz, mono=True)
-        return wave
+        return read_wave(path, self._description.sample_rate_hz)
 
     def _transform(self, wave: np.ndarray) -> np.ndarray:
-        import librosa
+        from by_librosa import image
 
-        mel, length = self._description.mel, self._description.window_samples
-        assert mel is not None
+        length = self._description.window_samples
         padded = np.pad(wave, (0, -len(wave) % length))
-        found = []
-        for window in padded.reshape(-1, length):
-            peak = np.abs(window).max()
-            power = librosa.feature.melspectrogram(
-                y=window / peak if peak > 0 else window,
-                sr=self._description.sample_rate_hz,
-                n_fft=mel.n_fft,
-                hop_length=mel.hop,
-                n_mels=mel.n_mels,
-                fmin=mel.f_min_hz,
-                fmax=mel.f_max_hz,
-                htk=mel.scale == "htk",
-                norm=mel.mel_norm,
-                power=mel.power,
-                center=mel.center,
-                pad_mode=mel.pad_mode,
-            )
-            image = librosa.power_to_db(power, ref=mel.ref, amin=mel.amin, top_db=mel.top_db)
-            image = (image - image.mean()) / (image.std() + 1e-6)
-            image = (image - image.min()) / (image.max() - image.min() + 1e-6)
-            found.append(image[None])
-        return np.stack(found).astype(np.float32)
+        return np.stack([image(window, self._description) for window in padded.reshape(-1, length)])
 
     def _infer(self, windows: np.ndarray) -> np.ndarray:
         parts = [self._session.run(None, {self._input: batch})[0] for batch in batched(windows, USUAL_BATCH)]

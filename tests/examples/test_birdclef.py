@@ -45,7 +45,7 @@ def birdclef() -> Iterator[dict[str, ModuleType]]:
 
     names = (
         *("birdclef_layers", "pipelines", "pipeline_a", "pipeline_b", "pipeline_c", "pipeline_d"),
-        *("reference", "train"),
+        *("by_librosa", "reference", "train"),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
@@ -393,8 +393,8 @@ def test_windows_of_the_reference_and_of_training_lie_alike(
     samples = open_samples(tmp_path / "truth.csv")
     for member, lead_s in zip(pipeline.members, (2.5, 0.0), strict=True):
         assert pipeline.lead_s(member) == lead_s
-        wave = birdclef["reference"].read_wave(path, RATE_HZ)
-        expected = birdclef["reference"].windows(wave, member, lead_s)
+        wave = birdclef["by_librosa"].read_wave(path, RATE_HZ)
+        expected = birdclef["by_librosa"].windows(wave, member, lead_s)
         got, owners = birdclef["train"].windows_of(member, samples, lead_s)
         assert owners.tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_allclose(got.numpy() * 255.0, expected * 255.0, atol=DECIBELS)
