@@ -268,9 +268,6 @@ class Strategy:
         settings = self._field.prepare(recipe, until_s=until_s)
         if not settings and until_s < math.inf:
             self._given_up.append(recipe)
-        if not self._costs_s:
-            # The first one pays for what all share, the export above all: its preparation says nothing.
-            started_s = self._clock.monotonic()
         self._look_at(recipe, settings)
         self._costs_s.append(self._clock.monotonic() - started_s)
 
