@@ -3,8 +3,8 @@
 The workload is that of BirdCLEF 2023 at 1:20: ten recordings of ten minutes, 32 kHz, Ogg Vorbis, made of real
 clips of birds and frogs over noise. Three ensembles of `examples/birdclef` go over it: `c1`, one network of
 pipeline C; `a`, three networks; `b`, seven. They are trained by `examples/birdclef/train.py` for minutes
-on other recordings of the same kind: enough for scores that follow the sound. How well each way tells
-the clips apart on the workload is in the table.
+on other recordings of the same kind, unless `--untrained` is given: enough for scores that follow the sound.
+How well each way tells the clips apart on the workload is in the table.
 
 The straightforward way: `librosa.load` once per file, `librosa.feature.melspectrogram` and `power_to_db` for
 each window and network, one ONNX Runtime session with default options per network, and
@@ -219,7 +219,12 @@ def trained(name: str) -> Path:
     return folder
 
 
-def exported(name: str, files: list[Path], weights: Path, folder: Path) -> Path:
+def work_of(options: argparse.Namespace) -> Path:
+    """Return where models and bundles are kept: random ones apart from trained ones."""
+    return WORK / "untrained" if options.untrained else WORK
+
+
+def exported(name: str, files: list[Path], weights: Path | None, folder: Path) -> Path:
     """Return a folder with an ONNX file per network of an ensemble, made unless they are there."""
     from alula.core import ARTIFACT_FILES
     from alula.export import export_module
@@ -233,7 +238,8 @@ def exported(name: str, files: list[Path], weights: Path, folder: Path) -> Path:
         with open_audio(files[0], end_s=30.0) as audio:
             windows = AudioFeatures(member.description()).windows(audio.blocks(), audio.rate_hz)
             sample = np.stack([window.samples for _, window in zip(range(3), windows, strict=False)])
-        source = parse_source(str(EXAMPLE / member.model), weights=weights / f"{member.name}.safetensors")
+        file = None if weights is None else weights / f"{member.name}.safetensors"
+        source = parse_source(str(EXAMPLE / member.model), weights=file)
         module = load_model(source).module
         assert module is not None
         target.mkdir(parents=True, exist_ok=True)
@@ -242,14 +248,14 @@ def exported(name: str, files: list[Path], weights: Path, folder: Path) -> Path:
 
 
 def made(
-    name: str, tuning: Path, weights: Path, options: argparse.Namespace, *, stretches: Path | None
+    name: str, tuning: Path, weights: Path | None, options: argparse.Namespace, *, stretches: Path | None
 ) -> Path:
     """Return an ensemble, made of bundles that are kept from run to run.
 
     Args:
         name: of `ENSEMBLES`.
         tuning: folder of clips.
-        weights: folder of those of the networks.
+        weights: folder of those of the networks; None for random ones.
         options: of the command.
         stretches: folder of long recordings, to run networks with context over stretches; or None.
     """
@@ -260,7 +266,7 @@ def made(
     return make_pipeline(
         letter,
         tuning,
-        WORK / f"{name}-{'-'.join(options.precisions)}{how}.alula",
+        work_of(options) / f"{name}-{'-'.join(options.precisions)}{how}.alula",
         weights=weights,
         budget=options.budget,
         precisions=options.precisions,
@@ -497,10 +503,12 @@ def foretold(plans: dict[str, Planned], folder: Path, table: Path, rounds: int) 
 
 def measure(name: str, files: list[Path], tuning: Path, options: argparse.Namespace) -> str:
     """Return the results of one ensemble as Markdown."""
-    output.say(f"{name}: training")
-    weights = trained(name)
+    weights = None
+    if not options.untrained:
+        output.say(f"{name}: training")
+        weights = trained(name)
     output.say(f"{name}: exporting")
-    models = exported(name, files, weights, WORK / "models" / name)
+    models = exported(name, files, weights, work_of(options) / "models" / name)
     output.say(f"{name}: making the ensemble")
     folder = files[0].parent
     ensembles = {OURS: made(name, tuning, weights, options, stretches=None)}
@@ -560,6 +568,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="over the whole folder (default 3)")
     parser.add_argument(
         "--stage-recordings", type=int, default=1, help="for the stages and the comparison (default 1)"
+    )
+    parser.add_argument(
+        "--untrained", action="store_true", help="leave the weights random: training `a` takes hours"
     )
     parser.add_argument("--clips", type=int, default=120, help="of 10 s, to tune on (default 120)")
     parser.add_argument("--budget", default="2m", help="of each network's search (default 2m)")

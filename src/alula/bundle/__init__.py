@@ -36,6 +36,7 @@ from alula.bundle.read import (
 from alula.bundle.write import (
     GOLDEN_NAME,
     JOURNAL_NAME,
+    check_target,
     is_bundle,
     rewrite_manifest,
     write_bundle,
@@ -63,6 +64,7 @@ __all__ = [
     "MemberRecord",
     "Running",
     "WholeFileVerdict",
+    "check_target",
     "decode_ensemble",
     "decode_manifest",
     "encode_ensemble",

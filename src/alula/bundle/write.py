@@ -90,6 +90,29 @@ def write_ensemble(
     _put(target, fill, seal, replace=replace)
 
 
+def check_target(target: Path, *, replace: bool) -> None:
+    """Find out before the work, not after it, that a bundle cannot be written.
+
+    Args:
+        target: folder to make, usually `NAME.alula`.
+        replace: whether an existing bundle there may be replaced.
+
+    Raises:
+        BundleError: the target exists and may not be replaced, is no bundle, or its folder cannot be written.
+        DiskFullError: there is no space even for an empty folder.
+    """
+    if target.exists() and not (replace and is_bundle(target)):
+        raise BundleError(
+            target, "It exists already. Choose another name, or replace it with --replace if it is a bundle."
+        )
+    try:
+        with writing("the bundle", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)).rmdir()
+    except OSError as error:
+        raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
+
+
 def _put(
     target: Path,
     fill: Callable[[Path], None],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ __all__ = ["Bands", "cascaded"]
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +30,7 @@ class Bands:
     lower: Float32
     upper: Float32
 
-    def uncertain(self, scores: Array) -> npt.NDArray[np.intp]:
+    def uncertain(self, scores: Array) -> Rows:
         """Return the rows of which any class is uncertain, ascending.
 
         Args:
@@ -43,11 +44,10 @@ class Bands:
 
 
 def cascaded(
-    inputs: Sequence[Array],
     *,
     bands: Bands,
-    first: Callable[[Sequence[Array]], Float32 | None],
-    rest: Callable[[Sequence[Array]], Float32 | None],
+    first: Callable[[], Float32 | None],
+    rest: Callable[[Rows], Float32 | None],
 ) -> Float32 | None:
     """Return the scores of rows: those of `rest` where `first` is uncertain, and its own elsewhere.
 
@@ -55,27 +55,27 @@ def cascaded(
     those of `first` and `rest` do not. None where either gives none.
 
     Args:
-        inputs: arrays (n, ...), one for each distinct input of the members.
         bands: where `first` is uncertain.
-        first: gives the scores (n, c) of any rows.
-        rest: likewise; called at most once, with the uncertain rows.
+        first: gives the scores (n, c) of all rows.
+        rest: given the numbers of m rows, ascending, gives their scores (m, c); called at most once, with the
+            uncertain rows.
 
-    >>> double = cascaded(
-    ...     [np.float32([[0.1], [0.5]])],
+    >>> rows = np.float32([[0.1], [0.5]])
+    >>> doubled = cascaded(
     ...     bands=Bands(lower=np.float32([0.4]), upper=np.float32([0.6])),
-    ...     first=lambda inputs: inputs[0],
-    ...     rest=lambda inputs: 2 * inputs[0],
+    ...     first=lambda: rows,
+    ...     rest=lambda uncertain: 2 * rows[uncertain],
     ... )
-    >>> double.round(3).tolist()
+    >>> doubled.round(3).tolist()
     [[0.10000000149011612], [1.0]]
     """
-    sure = first(inputs)
+    sure = first()
     if sure is None:
         return None
     scores = np.array(sure, np.float32)
     rows = bands.uncertain(scores)
     if len(rows):
-        asked = rest([array[rows] for array in inputs])
+        asked = rest(rows)
         if asked is None:
             return None
         scores[rows] = asked

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +156,7 @@ class EnsembleSession:
         *,
         blender: Blender,
         full_batches: bool,
+        known: Mapping[int, Float32] | None = None,
         stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> tuple[Float32 | None, list[float]]:
@@ -166,30 +167,52 @@ class EnsembleSession:
             chosen: places of the members.
             blender: of these members.
             full_batches: see `run`.
+            known: by place, scores of the same rows that a member gave before (see `run_one`): it is not run
+                again, and takes no time.
             stopped: asked before each batch of a member. Once it says yes there are no scores but None, and
                 at most one batch of each instance is waited for.
             clock: seconds.
         """
+        known = {} if known is None else known
         parts: list[Float32] = []
         took_s: list[float] = []
         with self._lock:
             for place in chosen:
                 start_s = clock()
-                member = self._members[place]
-                scores = self._scores_of(
-                    member,
-                    self._pools[place],
-                    inputs[member.takes],
-                    full_batches=full_batches,
-                    stopped=stopped,
-                )
+                scores = known.get(place)
+                if scores is None:
+                    scores = self._scores_of(place, inputs, full_batches=full_batches, stopped=stopped)
                 if scores is None:
                     return None, took_s
                 parts.append(scores)
                 took_s.append(clock() - start_s)
+        return self.blended(parts, blender), took_s
+
+    def run_one(
+        self,
+        inputs: Sequence[Array],
+        place: int,
+        *,
+        full_batches: bool,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Float32 | None:
+        """Return what one member gives before any blend, (n, c of its own) or (n * r, ...); see `run_some`.
+
+        None when stopped.
+        """
+        with self._lock:
+            return self._scores_of(place, inputs, full_batches=full_batches, stopped=stopped)
+
+    def blended(self, parts: Sequence[Float32], blender: Blender) -> Float32:
+        """Return the blend of what members gave, as `run_some` returns it.
+
+        Args:
+            parts: of each of the blender's members, of the same rows.
+            blender: of these members.
+        """
         if blender.whole_job:
-            return np.concatenate(parts, axis=1), took_s
-        return self._activate(blender.blend(parts)), took_s
+            return np.concatenate(parts, axis=1)
+        return self._activate(blender.blend(parts))
 
     @property
     def round_rows(self) -> int:
@@ -208,13 +231,14 @@ class EnsembleSession:
 
     def _scores_of(
         self,
-        member: Member,
-        pool: ThreadPoolExecutor,
-        rows: Array,
+        place: int,
+        inputs: Sequence[Array],
         *,
         full_batches: bool,
         stopped: Callable[[], bool],
     ) -> Float32 | None:
+        member, pool = self._members[place], self._pools[place]
+        rows = inputs[member.takes]
         size = member.settings.batch_size
         if member.inputs > 1:
             rows = rows.reshape(-1, *rows.shape[2:])

@@ -23,7 +23,16 @@ from alula.core import in_band
 from alula.errors import UsageError
 from alula.planning.validation import Validation, halves
 
-__all__ = ["NARROWED_CLASSES", "TAILS", "Cascade", "JudgedCascade", "bands", "judge_cascade", "learn_cascade"]
+__all__ = [
+    "LEARNED_SHARES",
+    "NARROWED_CLASSES",
+    "TAILS",
+    "Cascade",
+    "JudgedCascade",
+    "bands",
+    "judge_cascade",
+    "learn_cascade",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -36,8 +45,10 @@ TAILS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 NARROWED_CLASSES = 48
 """Classes whose bands are narrowed one by one: those that make most windows uncertain."""
 
-# Share of the limit that may be spent on the recordings learned on; the rest is for others being different.
-_LEARNED_SHARE = 0.5
+LEARNED_SHARES = (0.5, 1.0)
+"""Shares of the limit that are tried to be spent on the recordings learned on.
+
+With all of it far fewer windows are uncertain, but on other recordings the limit may not hold."""
 
 
 class Cascade(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +207,7 @@ def judge_cascade(
     overlap: str,
     cheap: str,
     counts: Mapping[str, int],
-    max_drop: float,
+    learned_drop: float,
     seed: int = 0,
     narrowed: int = NARROWED_CLASSES,
 ) -> JudgedCascade | None:
@@ -209,7 +220,7 @@ def judge_cascade(
         overlap: which predictions.
         cheap: the member that scores every window.
         counts: the ensemble that scores uncertain windows.
-        max_drop: largest loss of score that is allowed, in units of the metric.
+        learned_drop: largest loss of score on the rows that it is learned on, in units of the metric.
         seed: of the split.
         narrowed: see `learn_cascade`.
 
@@ -228,7 +239,7 @@ def judge_cascade(
             full[rows],
             y_true=validation.y_true[rows],
             metric=validation.metric,
-            max_drop=_LEARNED_SHARE * max_drop,
+            max_drop=learned_drop,
             narrowed=narrowed,
         )
 

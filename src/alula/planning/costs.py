@@ -230,9 +230,8 @@ def row_loads(
         members: that compute the row.
         overlap: how many windows a row has.
         sheet: what stages there are.
-        shares: by member, the share of rows that its model computes, where not all, or more than 1 where it
-            computes some twice. What a model needs before is made for all rows: which of them it will compute
-            is not known then.
+        shares: by member, the share of rows that its model computes, where not all. What a model needs before
+            is made for all rows: which of them it will compute is not known then.
 
     Raises:
         UsageError: a member needs a stage that was not measured.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from alula.errors import AccuracyError, UsageError
-from alula.planning.cascade import NARROWED_CLASSES, JudgedCascade, judge_cascade
+from alula.planning.cascade import LEARNED_SHARES, NARROWED_CLASSES, JudgedCascade, judge_cascade
 from alula.planning.costs import CostSheet, Duration, Machine, Member, Overlap, Workload, duration, in_words
 from alula.planning.ladder import PlannedRung, declare_ladder
 from alula.planning.selection import EXHAUSTIVE_UP_TO, Picked, best_within, merit
@@ -20,8 +20,10 @@ __all__ = ["CascadeOffer", "LeftOut", "Plan", "PlanStep", "make_plan", "plan_row
 
 # A gain below this is not told from none by any validation set that people have.
 _WORTH_SAYING = 5e-5
-# A cascade begins with one of so many members, the cheapest: what is asked of every window must cost little.
-_MOST_FIRST = 3
+# A cascade begins with one of so many members, the cheapest, or with the best of those that cost no more than
+# such a share of all: what is asked of every window must cost little, or tell much.
+_CHEAPEST_FIRST = 3
+_BEST_FIRST_COST = 0.6
 # A cascade that does not score more must save at least this share of the time, or it is not worth its bands.
 _WORTH_CASCADING = 0.2
 
@@ -461,38 +463,35 @@ class _Planner:
         if whole is not None and whole.counts != picked.counts:
             ensembles.append(whole.counts)
         offers = []
-        alone = {name: self.duration(frozenset([name]), overlap).expected_s for name in self._members}
-        for counts, cheap in itertools.product(ensembles, sorted(alone, key=alone.__getitem__)[:_MOST_FIRST]):
-            others = [self._members[name] for name in counts if name != cheap]
-            if not others or any(_are_variants(self._members[cheap], other) for other in others):
-                continue
-            try:
-                judged = judge_cascade(
-                    validation,
-                    overlap=overlap.name,
-                    cheap=cheap,
-                    counts=counts,
-                    max_drop=max_drop,
-                    seed=seed,
-                    narrowed=narrowed,
-                )
-            except AccuracyError:  # a metric of the user's that is not defined for these scores
-                continue
-            if judged is None or judged.drop > max_drop:
-                continue
-            time = self._cascaded(judged, counts, overlap)
-            reason = _why_better(judged.score - plain_score, time, plain_time, max_drop)
-            if time.high_s <= limit_s and reason is not None:
-                offers.append(
-                    CascadeOffer(
-                        judged=judged,
-                        counts=counts,
+        for counts in ensembles:
+            for first, share in itertools.product(self._firsts(counts, overlap), LEARNED_SHARES):
+                try:
+                    judged = judge_cascade(
+                        validation,
                         overlap=overlap.name,
-                        time=time,
-                        plain_score=plain_score,
-                        reason=reason,
+                        cheap=first,
+                        counts=counts,
+                        learned_drop=share * max_drop,
+                        seed=seed,
+                        narrowed=narrowed,
                     )
-                )
+                except AccuracyError:  # a metric of the user's that is not defined for these scores
+                    continue
+                if judged is None or judged.drop > max_drop:
+                    continue
+                time = self._cascaded(judged, counts, overlap)
+                reason = _why_better(judged.score - plain_score, time, plain_time, max_drop)
+                if time.high_s <= limit_s and reason is not None:
+                    offers.append(
+                        CascadeOffer(
+                            judged=judged,
+                            counts=counts,
+                            overlap=overlap.name,
+                            time=time,
+                            plain_score=plain_score,
+                            reason=reason,
+                        )
+                    )
         # The most score where one scores more than the plan, or else the least time.
         return max(
             offers,
@@ -500,14 +499,28 @@ class _Planner:
             default=None,
         )
 
+    def _firsts(self, counts: Mapping[str, int], overlap: Overlap) -> list[str]:
+        """Return the members that a cascade may begin with which ends in some ensemble."""
+        alone_s = {name: self.duration(frozenset([name]), overlap).expected_s for name in self._members}
+        most_s = _BEST_FIRST_COST * self.duration(frozenset(counts), overlap).expected_s
+        found = sorted(alone_s, key=alone_s.__getitem__)[:_CHEAPEST_FIRST]
+        affordable = [name for name in alone_s if alone_s[name] <= most_s]
+        if affordable:
+            found.append(max(affordable, key=lambda name: self._validation.score(overlap.name, {name: 1})))
+        others = {
+            name: [self._members[other] for other in counts if other != name] for name in dict.fromkeys(found)
+        }
+        return [
+            name
+            for name, rest in others.items()
+            if rest and not any(_are_variants(self._members[name], other) for other in rest)
+        ]
+
     def _cascaded(self, judged: JudgedCascade, counts: Mapping[str, int], overlap: Overlap) -> Duration:
         """Return the time of a job with a cascade; the expensive members' share is uncertain as well."""
         cheap = judged.cascade.cheap
         alone = self.duration(frozenset([cheap]), overlap)
         shares = {name: judged.share for name in counts if name != cheap}
-        if cheap in counts:
-            # Where it is uncertain it is run again, as one of all.
-            shares[cheap] = 1 + judged.share
         sure = self.duration(frozenset([cheap, *counts]), overlap, shares=shares)
         unsure = judged.share_spread * max(0.0, 1 - alone.expected_s / sure.expected_s)
         return self.duration(frozenset([cheap, *counts]), overlap, shares=shares, extra_spread=unsure)

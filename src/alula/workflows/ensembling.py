@@ -991,22 +991,29 @@ class _Cascade:
     ) -> tuple[NDArray[np.float32] | None, dict[int, float]]:
         """Return the scores of a batch, None when stopped, and the seconds that each member took by place."""
         busy_s: dict[int, float] = defaultdict(float)
+        start_s = clock()
+        own = self._session.run_one(batch, self.first, full_batches=full_batches, stopped=stopped)
+        busy_s[self.first] = clock() - start_s
 
-        def score(
-            places: Sequence[int], blender: Blender, rows: Sequence[NDArray[Any]]
-        ) -> NDArray[np.float32] | None:
+        def rest(rows: NDArray[np.intp]) -> NDArray[np.float32] | None:
+            assert own is not None
             scores, took_s = self._session.run_some(
-                rows, places, blender=blender, full_batches=full_batches, stopped=stopped, clock=clock
+                [array[rows] for array in batch],
+                self._asked,
+                blender=self._blender,
+                full_batches=full_batches,
+                known={self.first: own[rows]},
+                stopped=stopped,
+                clock=clock,
             )
-            for place, seconds in zip(places, took_s, strict=False):
+            for place, seconds in zip(self._asked, took_s, strict=False):
                 busy_s[place] += seconds
             return scores
 
         scores = cascaded(
-            batch,
             bands=self._bands,
-            first=lambda rows: score([self.first], self.first_blender, rows),
-            rest=lambda rows: score(self._asked, self._blender, rows),
+            first=lambda: None if own is None else self._session.blended([own], self.first_blender),
+            rest=rest,
         )
         return scores, busy_s
 

@@ -24,6 +24,7 @@ from alula.bundle import (
     FolderRun,
     Manifest,
     Measurements,
+    check_target,
     read_manifest,
     rewrite_manifest,
     start,
@@ -32,7 +33,7 @@ from alula.bundle import (
 from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Roofline, Scenario
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
-from alula.errors import AccuracyError, BundleError, DataError, DiskFullError, UsageError
+from alula.errors import AccuracyError, DataError, DiskFullError, UsageError
 from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
@@ -146,8 +147,7 @@ def optimize(
     if not max_drop >= 0:
         raise UsageError(f"The largest drop allowed is {max_drop}; expected 0 or more.")
     target = Path(output)
-    if target.exists() and not replace:
-        raise BundleError(target, "It exists already. Choose another name, or replace it with --replace.")
+    check_target(target, replace=replace)
     started_s = time.monotonic()
     budget_s = parse_duration_s(budget)
     budget_threads = thread_budget(threads)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from alula.accuracy import Metric, default_metric, metric_named
-from alula.bundle import DeclaredCascade, DeclaredRung
+from alula.bundle import DeclaredCascade, DeclaredRung, check_target
 from alula.core import Blend, Mean, Rank, View
 from alula.data import Samples, open_samples
 from alula.errors import AccuracyError, UsageError
@@ -203,10 +203,11 @@ def plan(
     blend = Mean() if blend is None else blend
     check_weights_can_be_found(blend)
     post = PostProcessing() if post is None else post
-    if output is not None and Path(output).exists() and not replace:
-        raise UsageError(f"{output} exists already. Choose another name, or replace it with --replace.")
+    # Minutes are a long time to learn that something cannot be written.
+    if output is not None:
+        check_target(Path(output), replace=replace)
     if save is not None:
-        AtomicFile(Path(save)).discard()  # minutes are a long time to learn that a file cannot be written
+        AtomicFile(Path(save)).discard()
     budget = thread_budget(threads)
     machine = _machine(budget, cpus, speed)
     with (
@@ -429,10 +430,11 @@ def _narrowed(score_s: float) -> int:
     """Return how many classes of a cascade may get bands of their own in the time for choosing.
 
     >>> _narrowed(0.001), _narrowed(0.05)
-    (48, 6)
+    (48, 2)
     """
-    # Up to ten tries for a class; of two ensembles and three first members, on all rows and on both halves.
-    return min(NARROWED_CLASSES, int(_CHOOSING_S / (10 * 2 * 3 * 3 * score_s)))
+    # Up to ten tries for a class; of two ensembles, four first members and two limits, on all rows and on
+    # both halves.
+    return min(NARROWED_CLASSES, int(_CHOOSING_S / (10 * 2 * 4 * 2 * 3 * score_s)))
 
 
 def _too_short(

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alula.accuracy import Metric, accept, compare, default_metric, metric_named
-from alula.bundle import Activation, WholeFileVerdict, is_bundle
+from alula.bundle import Activation, WholeFileVerdict, check_target
 from alula.core import ARTIFACT_FILES, Accuracy, AudioInput, Outcome, Precision, Recipe, Settings, View
 from alula.data import Item, Samples, open_audio, open_samples, split
 from alula.engines import Session, engine_named
@@ -40,9 +40,11 @@ from alula.errors import (
 )
 from alula.export import StretchModel, copy_onnx, export_module, signature_of_onnx, write_stretch_model
 from alula.features import AudioFeatures, Demand, SharedAudioFeatures, SharedRow, read_description
-from alula.hardware import thread_budget
+from alula.hardware import fingerprint, thread_budget
 from alula.postprocess import PostProcessing
 from alula.sources import load_model, parse_source
+from alula.tuning import offered_recipes
+from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble, member_names
 from alula.workflows.optimization import Report, optimize
 from alula.workflows.running import load_bundle
@@ -117,10 +119,9 @@ def optimize_whole_files(
         BundleError: the bundle cannot be written.
     """
     target = Path(output)
-    if target.exists() and not (replace and is_bundle(target)):
-        raise BundleError(
-            target, "It exists already. Choose another name, or replace it with --replace if it is a bundle."
-        )
+    check_target(target, replace=replace)
+    parse_duration_s(budget)  # and what else the search would refuse, after minutes of other work
+    offered_recipes(fingerprint().isa, engines=None if engines is None else tuple(engines))
     if keep_s is not None and not 0 < keep_s < math.inf:
         raise UsageError(f"`keep_s` got {keep_s:g}; expected seconds above 0.")
     description = _checked_description(input)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from alula.ensemble import Bands, cascaded
@@ -15,14 +13,14 @@ def test_the_rest_is_asked_where_a_score_is_in_its_band_or_no_number() -> None:
     """The second class has an empty band; a score of it that is no number says nothing all the same."""
     nan = np.nan
     scores = np.float32([[0.1, 0.5], [0.5, 0.5], [nan, 0.5], [0.1, nan], [0.4, 0.5], [0.7, 0.0], [nan, nan]])
-    asked: list[np.ndarray] = []
+    asked: list[list[int]] = []
 
-    def rest(inputs: Sequence[np.ndarray]) -> np.ndarray:
-        asked.extend(inputs)
-        return np.full((len(inputs[0]), 2), 2.0, np.float32)
+    def rest(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows.tolist())
+        return np.full((len(rows), 2), 2.0, np.float32)
 
-    got = cascaded([np.arange(7)], bands=BANDS, first=lambda inputs: scores, rest=rest)
-    assert np.concatenate(asked).tolist() == [1, 2, 3, 4, 6]
+    got = cascaded(bands=BANDS, first=lambda: scores, rest=rest)
+    assert asked == [[1, 2, 3, 4, 6]]
     expected = scores.copy()
     expected[[1, 2, 3, 4, 6]] = 2.0
     np.testing.assert_array_equal(got, expected)
@@ -30,6 +28,6 @@ def test_the_rest_is_asked_where_a_score_is_in_its_band_or_no_number() -> None:
 
 def test_nobody_else_is_asked_where_all_are_sure() -> None:
     sure = np.float32([[0.1, 0.0], [0.9, 1.0]])
-    got = cascaded([sure], bands=BANDS, first=lambda inputs: inputs[0], rest=lambda inputs: None)
+    got = cascaded(bands=BANDS, first=lambda: sure, rest=lambda rows: None)
     np.testing.assert_array_equal(got, sure)
-    assert cascaded([sure], bands=BANDS, first=lambda inputs: None, rest=lambda inputs: None) is None
+    assert cascaded(bands=BANDS, first=lambda: None, rest=lambda rows: None) is None

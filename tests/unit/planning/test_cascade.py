@@ -141,7 +141,7 @@ def test_more_may_be_lost_for_fewer_windows() -> None:
 
 def test_the_judgement_is_that_of_the_half_not_learned_on() -> None:
     validation = songs(3)
-    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, max_drop=0.02)
+    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, learned_drop=0.01)
     assert found is not None
     scores, truth = validation.predictions["none"], np.asarray(validation.y_true)
     judged, passed = [], 0
@@ -170,7 +170,9 @@ def test_learned_scores_flatter_and_judged_ones_do_not() -> None:
     flattery, honesty = [], []
     for seed in range(25):
         validation = songs(seed, rows=200)
-        found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, max_drop=0.04)
+        found = judge_cascade(
+            validation, overlap="none", cheap="cheap", counts={"dear": 1}, learned_drop=0.02
+        )
         fresh = songs(10_000 + seed, rows=2000)
         if found is None:
             continue
@@ -187,7 +189,7 @@ def test_learned_scores_flatter_and_judged_ones_do_not() -> None:
 
 def test_the_spread_of_the_share_is_that_of_recordings() -> None:
     validation = songs(5, rows=1000)
-    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, max_drop=0.05)
+    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, learned_drop=0.025)
     assert found is not None and 0 < found.share < 1
     # Windows are independent here, so it is the binomial spread.
     binomial = np.sqrt((1 - found.share) / found.share / 1000)
@@ -196,7 +198,7 @@ def test_the_spread_of_the_share_is_that_of_recordings() -> None:
 
 def test_a_useless_cheap_member_makes_no_cascade_that_saves_much() -> None:
     validation = songs(2, cheap=0.0)
-    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, max_drop=0.005)
+    found = judge_cascade(validation, overlap="none", cheap="cheap", counts={"dear": 1}, learned_drop=0.0025)
     assert found is None or found.share > 0.5 or found.drop > 0.005
 
 

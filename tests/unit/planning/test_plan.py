@@ -240,13 +240,35 @@ def test_a_cascade_is_offered_where_it_wins_and_not_where_it_does_not() -> None:
     cheap = offer.judged.cascade.cheap
     overlap = next(one for one in OVERLAPS if one.name == offer.overlap)
     others = sum(COSTS[name] for name in offer.counts if name != cheap)
-    again = offer.judged.share * COSTS[cheap] if cheap in offer.counts else 0.0
-    models_s = COSTS[cheap] + again + offer.judged.share * others
+    models_s = COSTS[cheap] + offer.judged.share * others
     row_s = 0.004 + overlap.windows_per_row * (0.005 + models_s)
     assert offer.time.expected_s == pytest.approx(row_s * WORKLOAD.rows * sheet().overhead / 2)
     assert planned(clear, 5000.0).cascade is None  # nobody said what may be lost
     blurred = validation(0, sharp=0.2)
     assert planned(blurred, 5000.0, max_drop=0.0).cascade is None
+
+
+@pytest.mark.parametrize(("cost_s", "first"), [(0.2, "best"), (1.5, "big")])
+def test_a_cascade_may_begin_with_the_best_that_does_not_cost_too_much(
+    monkeypatch: pytest.MonkeyPatch, cost_s: float, first: str
+) -> None:
+    known, costs = validation(0), sheet()
+    stage = msgspec.structs.replace(costs.stages["model big"], cost=StageCost(core_s=cost_s))
+    costs = msgspec.structs.replace(costs, stages={**costs.stages, "model best": stage})
+    best = Member(name="best", model="model best", features=("mel",))
+    noise = np.random.default_rng(1).normal(0, 1, known.y_true.shape)
+    scores = 1 / (1 + np.exp(-(4.0 * known.y_true + noise)))
+    predictions = {overlap: {**found, "best": scores} for overlap, found in known.predictions.items()}
+    tried: list[str] = []
+
+    def spied(*_: Any, cheap: str, **__: Any) -> None:
+        tried.append(cheap)
+
+    monkeypatch.setattr(plan_module, "judge_cascade", spied)
+    known = dataclasses.replace(known, predictions=predictions)
+    plan = planned(known, 5000.0, members=[*members(), best], sheet=costs, max_drop=0.01)
+    assert {"best", "big"} <= plan.counts.keys()
+    assert set(tried) == {"tiny", "small", "mid", first}
 
 
 def test_no_cascade_where_the_recordings_cannot_judge_one() -> None:

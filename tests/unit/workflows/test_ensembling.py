@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -42,6 +43,7 @@ from alula.core import (
     View,
 )
 from alula.engines.fake import FakeSession
+from alula.ensemble import EnsembleSession
 from alula.errors import BundleError, UsageError
 from alula.features import MelSpectrograms
 from alula.pipeline import Progress
@@ -590,7 +592,9 @@ def test_what_was_made_for_whole_files_is_taken_apart_only_as_it_was_made(
 
 
 @pytest.mark.parametrize("blend", [Mean(weights=(0, 1, 3)), Mean(of="logits", weights=(2, 1, 1))])
-def test_a_cascade(maker: Maker, arrays: list[Path], tmp_path: Path, blend: Mean) -> None:
+def test_a_cascade(
+    maker: Maker, arrays: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blend: Mean
+) -> None:
     """The first member alone where it is sure, all of them where it is not; one without weight has no say."""
     scales = (3.0, -2.0, 1.0)
     bundles = [
@@ -610,10 +614,20 @@ def test_a_cascade(maker: Maker, arrays: list[Path], tmp_path: Path, blend: Mean
         whole = sum(share * sigmoid(scale * x) for share, scale in zip(shares, scales, strict=True))
     uncertain = (first[:, 0] >= 0.7) & (first[:, 0] <= 0.85)
     assert 0 < uncertain.sum() < len(x)
+    asked = [0, 0, 0]
+    scores_of = EnsembleSession._scores_of
+
+    def counted(self: EnsembleSession, place: int, inputs: Any, **options: Any) -> Any:
+        asked[place] += len(inputs[0])
+        return scores_of(self, place, inputs, **options)
+
     with opened(tmp_path / "e.alula") as ensemble:
         assert ensemble.settings.batch_size > 32
+        monkeypatch.setattr(EnsembleSession, "_scores_of", counted)
         got = np.concatenate([each.scores for each in ensemble.map(arrays)])
     np.testing.assert_allclose(got, np.where(uncertain[:, None], whole, first), rtol=1e-5)
+    # Nobody is asked twice.
+    assert asked == [len(x), *(uncertain.sum() if weight else 0 for weight in blend.weights[1:])]
 
 
 def test_what_is_no_cascade_ladder_or_prior(maker: Maker, tmp_path: Path) -> None:

@@ -98,6 +98,9 @@ def test_an_existing_output_is_refused_before_anything_is_done(tmp_path: Path) -
     output.mkdir()
     with pytest.raises(BundleError, match="exists already"):
         optimize("absent.py:model", tmp_path / "absent", output=output)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="cannot be written"):
+        optimize("absent.py:model", tmp_path / "absent", output=tmp_path / "file" / "there.alula")
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, x: np.ndarray) -> None:

@@ -568,6 +568,8 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
     other = tables.write("other", tables.scores["m"], labels=("a", "c"))
     moved = tmp_path / "moved.csv"
     moved.write_text(m.read_text().replace("11.ogg", "99.ogg"))
+    occupied = tmp_path / "file"
+    occupied.touch()
     truth = tables.truth_path
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (UsageError, "give either tables", {}),
@@ -587,7 +589,8 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         (UsageError, "The margin is 1", {"scores": [m, n], "truth": truth, "margin": 1.0}),
         (UsageError, "give -o as well", {"scores": [m, n], "truth": truth, "cascade": True}),
         (UsageError, "not a regular file", {"scores": [m, n], "truth": truth, "save": tmp_path}),
-        (UsageError, "exists already", {"scores": [m, n], "truth": truth, "output": bundles[0]}),
+        (BundleError, "exists already", {"scores": [m, n], "truth": truth, "output": bundles[0]}),
+        (BundleError, "be written", {"scores": [m, n], "truth": truth, "output": occupied / "e.alula"}),
     ]
     for error, match, options in cases:
         with pytest.raises(error, match=match):

@@ -250,6 +250,8 @@ def test_scores_that_differ_too_much_are_not_written(recordings: Path, tmp_path:
         ({"mel": None}, {}, "no spectrogram"),
         ({}, {"windows": 1}, "expected at least 2"),
         ({}, {"metric": "top2"}, "Did you mean `top1`"),
+        ({}, {"engines": ["openvin"]}, "Did you mean `openvino`"),
+        ({}, {"budget": "soon"}, "soon"),
     ],
 )
 def test_what_gains_nothing_or_cannot_be_judged_is_refused(
