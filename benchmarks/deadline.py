@@ -278,11 +278,12 @@ def made(
 
 
 class Planned(NamedTuple):
-    """An ensemble of a plan's, and what the plan says of it."""
+    """An ensemble of a plan's, what the plan says of it, and what all members cost together over alone."""
 
     path: Path
     foretold: Duration
     said: str
+    overhead: float
 
 
 def planned(name: str, ensemble: Path, folder: Path, *, limit_s: float, cascade: bool) -> Planned | None:
@@ -322,7 +323,8 @@ def planned(name: str, ensemble: Path, folder: Path, *, limit_s: float, cascade:
     offer = report.plan.cascade
     if not cascade:
         said = ", ".join(f"{count} x {one}" for one, count in report.plan.counts.items())
-        return Planned(path, report.plan.time, f"{said}; validated {report.metric} {report.plan.score:.4f}")
+        said += f"; validated {report.metric} {report.plan.score:.4f}"
+        return Planned(path, report.plan.time, said, report.overhead)
     if offer is None:
         return None
     judged = offer.judged
@@ -331,7 +333,7 @@ def planned(name: str, ensemble: Path, folder: Path, *, limit_s: float, cascade:
         f"rows; {report.metric} {judged.score:.4f}, on every row {judged.full_score:.4f}, "
         "judged on halves of the recordings that the bands were not learned on"
     )
-    return Planned(path, offer.time, said)
+    return Planned(path, offer.time, said, report.overhead)
 
 
 def command_s(ensemble: Path, folder: Path, table: Path) -> float:
@@ -496,7 +498,8 @@ def foretold(plans: dict[str, Planned], folder: Path, table: Path, rounds: int) 
         notes.append(
             f"{way}: {plan.said}. Foretold {plan.foretold.expected_s:.1f} s "
             f"[{plan.foretold.low_s:.1f}, {plan.foretold.high_s:.1f}]; `alula predict` took {real_s:.1f} s "
-            f"({', '.join(f'{one:.1f}' for one in took[way])}): {100 * error:+.0f} %."
+            f"({', '.join(f'{one:.1f}' for one in took[way])}): {100 * error:+.0f} %. A small job of all "
+            f"stages and members took {plan.overhead:.2f} of what they take alone."
         )
     return notes
 
