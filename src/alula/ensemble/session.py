@@ -195,13 +195,16 @@ class EnsembleSession:
         *,
         full_batches: bool,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Float32 | None:
-        """Return what one member gives before any blend, (n, c of its own) or (n * r, ...); see `run_some`.
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> tuple[Float32 | None, float]:
+        """Return what one member gives before any blend, and the seconds that it took; see `run_some`.
 
-        None when stopped.
+        That is of shape (n, c) or (n * r, c) with classes of its own, or None when stopped.
         """
         with self._lock:
-            return self._scores_of(place, inputs, full_batches=full_batches, stopped=stopped)
+            start_s = clock()
+            scores = self._scores_of(place, inputs, full_batches=full_batches, stopped=stopped)
+            return scores, clock() - start_s
 
     def blended(self, parts: Sequence[Float32], blender: Blender) -> Float32:
         """Return the blend of what members gave, as `run_some` returns it.

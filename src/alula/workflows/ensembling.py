@@ -991,9 +991,9 @@ class _Cascade:
     ) -> tuple[NDArray[np.float32] | None, dict[int, float]]:
         """Return the scores of a batch, None when stopped, and the seconds that each member took by place."""
         busy_s: dict[int, float] = defaultdict(float)
-        start_s = clock()
-        own = self._session.run_one(batch, self.first, full_batches=full_batches, stopped=stopped)
-        busy_s[self.first] = clock() - start_s
+        own, busy_s[self.first] = self._session.run_one(
+            batch, self.first, full_batches=full_batches, stopped=stopped, clock=clock
+        )
 
         def rest(rows: NDArray[np.intp]) -> NDArray[np.float32] | None:
             assert own is not None
