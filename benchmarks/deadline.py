@@ -15,7 +15,7 @@ Each way has a process of its own; they take turns, and their scores are compare
 Then each stage runs alone, on all cores. The bound is the sum of their core-seconds over the cores; a job of
 the same stages cannot be faster.
 
-    python benchmarks/deadline.py [--ensembles c1,a,b] [--recordings 10] [--minutes 10] [--rounds 3]
+    python benchmarks/deadline.py [--ensembles c1,a,b] [--recordings 10] [--minutes 10] [--rounds 6]
 
 Recordings and bundles are kept in `benchmarks/deadline.work`, and found again.
 """
@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +41,7 @@ from alula.bundle import read_ensemble
 from alula.data import open_audio, open_samples
 from alula.hardware import describe_disturbance, take_snapshot, thread_budget
 from alula.measure import Round, interleave, ratio, throughput
+from alula.measure.statistics import MIN_ROUNDS
 from alula.planning import Duration
 from soundscapes import PROJECT, RATE_HZ, class_name, clips, recordings
 from ways import Contender, Stages, Way, batched, core_seconds
@@ -371,6 +372,15 @@ def macro_auc(truth: np.ndarray, scores: list[np.ndarray]) -> float:
     return float(roc_auc_score(truth[:, judged], found[:, judged], average="macro"))
 
 
+def speed(mine: Sequence[float], usual: Sequence[float]) -> str:
+    """Return a ratio with its interval, or with the range of the rounds where they are too few for one."""
+    found = ratio(mine, usual)
+    if len(mine) >= MIN_ROUNDS:
+        return str(found)
+    each = [one / other for one, other in zip(mine, usual, strict=True)]
+    return f"{found.median:.2f}x (rounds: {min(each):.2f} to {max(each):.2f})"
+
+
 def section(
     name: str,
     contenders: dict[str, Contender],
@@ -397,7 +407,7 @@ def section(
             (
                 way,
                 f"{wall_s:,.1f}",
-                "1" if way == USUAL else str(ratio(rate.rounds_per_s, usual)),
+                "1" if way == USUAL else speed(rate.rounds_per_s, usual),
                 f"{bound_s:,.1f}",
                 f"{wall_s / bound_s:.2f}",
                 f"{one.peak_bytes / 2**20:,.0f}",
@@ -568,7 +578,7 @@ def main() -> None:
     )
     parser.add_argument("--recordings", type=int, default=10, help="how many (default 10)")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of each (default 10)")
-    parser.add_argument("--rounds", type=int, default=3, help="over the whole folder (default 3)")
+    parser.add_argument("--rounds", type=int, default=6, help="over the whole folder (default 6)")
     parser.add_argument(
         "--stage-recordings", type=int, default=1, help="for the stages and the comparison (default 1)"
     )

@@ -25,7 +25,7 @@ from alula.engines import filled_up
 from alula.ensemble.blending import Blender
 from alula.errors import EngineError
 
-__all__ = ["EnsembleSession", "Member", "shared_batch_size"]
+__all__ = ["EnsembleSession", "Member", "cascade_batch_size", "shared_batch_size"]
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -37,6 +37,8 @@ _MIN_ROWS = 32
 _MAX_BATCH_BYTES = 64 * 2**20
 # Of the rows of a cascade: a rarer one is not waited for.
 _LEAST_SHARE = 0.05
+# That each instance gets of the uncertain rows of a call: with more, less is filled up.
+_CASCADE_ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,8 +99,31 @@ def shared_batch_size(
     common = math.lcm(*steps)
     unit = common if common <= 4 * least else least
     wanted = math.ceil(max(_ROUNDS * least, _MIN_ROWS // max(inputs)) / max(share, _LEAST_SHARE))
-    affordable = _MAX_BATCH_BYTES * (1 if share == 1 else 2) // max(1, row_bytes)
-    return max(least, min(-(-wanted // unit), affordable // unit) * unit)
+    return max(least, min(-(-wanted // unit), _affordable_rows(row_bytes, share) // unit) * unit)
+
+
+def cascade_batch_size(settings: Settings, *, row_bytes: int, share: float) -> int:
+    """Return the batch size of a member that computes only the uncertain rows of a cascade.
+
+    The member's own, or a smaller power of two: batches are filled up, and where a call has thirty rows for a
+    member, a batch of 32 on each of two instances would be one batch of half real rows and an idle instance.
+
+    Args:
+        settings: of the member, as it was tuned for many rows.
+        row_bytes: size of the arrays of one row.
+        share: of the rows that are uncertain.
+
+    >>> cascade_batch_size(Settings(instances=2, batch_size=32), row_bytes=2**20, share=0.25)
+    4
+    >>> cascade_batch_size(Settings(batch_size=12), row_bytes=2**10, share=0.5)
+    12
+    """
+    rows = share * _affordable_rows(row_bytes, share) / (_CASCADE_ROUNDS * settings.instances)
+    return min(settings.batch_size, 1 << (max(1, int(rows)).bit_length() - 1))
+
+
+def _affordable_rows(row_bytes: int, share: float) -> int:
+    return _MAX_BATCH_BYTES * (1 if share == 1 else 2) // max(1, row_bytes)
 
 
 class EnsembleSession:

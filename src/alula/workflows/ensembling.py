@@ -59,6 +59,7 @@ from alula.ensemble import (
     EnsembleSession,
     Member,
     align_labels,
+    cascade_batch_size,
     cascaded,
     shared_batch_size,
 )
@@ -656,12 +657,17 @@ class Ensemble:
         self._reader = SharedReader(self._plan.demands)
         self._description = members[0].input
         self._recipes: list[str] = []
+        row_bytes = row_bytes_of(members, self._plan.takes, self._plan.inputs)
+        cascade = manifest.cascade
         with contextlib.ExitStack() as opened:
             running = []
             for place, (record, member) in enumerate(zip(manifest.members, members, strict=True)):
+                suited = member
+                if cascade is not None and record.name != cascade.member:
+                    suited = _for_few_rows(member, cascade, row_bytes=row_bytes)
                 one, recipe = open_member(
                     path / record.folder,
-                    member,
+                    suited,
                     self._plan,
                     place,
                     name=record.name,
@@ -679,12 +685,12 @@ class Ensemble:
         self._blenders: dict[tuple[int, ...], Blender] = {}
         self._cascade: _Cascade | None = None
         share = 1.0
-        if manifest.cascade is not None:
-            self._cascade = _Cascade(manifest.cascade, manifest, self._plan, self._session)
-            share = manifest.cascade.share
+        if cascade is not None:
+            self._cascade = _Cascade(cascade, manifest, self._plan, self._session)
+            share = cascade.share
         size = shared_batch_size(
             [one.settings for one in running],
-            row_bytes=row_bytes_of(members, self._plan.takes, self._plan.inputs),
+            row_bytes=row_bytes,
             share=share,
             inputs=self._plan.inputs,
         )
@@ -1098,17 +1104,34 @@ def open_member(
 def _beside_others(manifest: Manifest) -> Manifest:
     """Return a manifest whose recipes leave the CPU to the other members when it is not their turn."""
 
-    def patient(deployed: Deployed) -> Deployed:
+    def patient(deployed: Deployed) -> Settings:
         if not deployed.recipe.startswith("onnxruntime/"):
-            return deployed
+            return deployed.settings
         # Its idle threads wait in a loop for tens of milliseconds, on the cores of the next member.
-        settings = deployed.settings
-        knobs = {**settings.knobs, "spin": False}
-        return msgspec.structs.replace(deployed, settings=msgspec.structs.replace(settings, knobs=knobs))
+        knobs = {**deployed.settings.knobs, "spin": False}
+        return msgspec.structs.replace(deployed.settings, knobs=knobs)
 
-    return msgspec.structs.replace(
-        manifest, chosen=patient(manifest.chosen), fallbacks=tuple(map(patient, manifest.fallbacks))
+    return _with_settings(manifest, patient)
+
+
+def _for_few_rows(manifest: Manifest, cascade: DeclaredCascade, *, row_bytes: int) -> Manifest:
+    """Return a manifest whose recipes take batches as small as the uncertain rows of a cascade are few."""
+    if isinstance(manifest.signature.inputs[0].shape[0], int):
+        return manifest  # made for one size only
+
+    def small(deployed: Deployed) -> Settings:
+        size = cascade_batch_size(deployed.settings, row_bytes=row_bytes, share=cascade.share)
+        return msgspec.structs.replace(deployed.settings, batch_size=size)
+
+    return _with_settings(manifest, small)
+
+
+def _with_settings(manifest: Manifest, of: Callable[[Deployed], Settings]) -> Manifest:
+    """Return a manifest with other settings of all recipes that may run."""
+    chosen, *fallbacks = (
+        msgspec.structs.replace(one, settings=of(one)) for one in (manifest.chosen, *manifest.fallbacks)
     )
+    return msgspec.structs.replace(manifest, chosen=chosen, fallbacks=tuple(fallbacks))
 
 
 def row_bytes_of(members: Sequence[Manifest], takes: Sequence[int], inputs: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ from alula.core import (
     View,
 )
 from alula.engines.fake import FakeSession
-from alula.ensemble import EnsembleSession
+from alula.ensemble import EnsembleSession, session
 from alula.errors import BundleError, UsageError
 from alula.features import MelSpectrograms
 from alula.pipeline import Progress
@@ -628,6 +628,29 @@ def test_a_cascade(
     np.testing.assert_allclose(got, np.where(uncertain[:, None], whole, first), rtol=1e-5)
     # Nobody is asked twice.
     assert asked == [len(x), *(uncertain.sum() if weight else 0 for weight in blend.weights[1:])]
+
+
+def test_batches_of_a_cascade_are_as_small_as_its_rows_are_few(
+    maker: Maker, arrays: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a member that is asked of some rows only: with room for 64 rows, 8 of them are four batches of 2."""
+    monkeypatch.setattr(session, "_MAX_BATCH_BYTES", 32 * 16)
+    bundles = [maker.arrays(name, activation="sigmoid") for name in "pq"]
+    cascade = DeclaredCascade(member="p", lower=(0.0, 0.0), upper=(1.0, 1.0), share=0.125)
+    make_ensemble(bundles, tmp_path / "e.alula", cascade=cascade)
+    sizes: list[int] = []
+    call = FakeSession.run
+
+    def noted(self: FakeSession, inputs: Any) -> Any:
+        sizes.append(len(inputs[0]))
+        return call(self, inputs)
+
+    with opened(tmp_path / "e.alula") as ensemble:
+        monkeypatch.setattr(FakeSession, "run", noted)
+        got = np.concatenate([each.scores for each in ensemble.map(arrays)])
+    assert sizes == [4, 3, 2, 2, 2, 1]
+    x = np.stack([np.load(path) for path in arrays])[:, :2]
+    np.testing.assert_allclose(got, sigmoid(x), rtol=1e-5)
 
 
 def test_what_is_no_cascade_ladder_or_prior(maker: Maker, tmp_path: Path) -> None:
