@@ -253,17 +253,17 @@ class RavenLayout:
         scientific, common = species_of(detection.label)
         return _tabbed(
             str(detection.number),
-            seconds_text(detection.before_s + detection.start_s),
-            seconds_text(detection.before_s + detection.end_s),
+            _decimal(detection.before_s + detection.start_s),
+            _decimal(detection.before_s + detection.end_s),
             common,
             scientific,
             detection.label,
             _score_text(detection.score),
             "Spectrogram 1",
             "1",
-            seconds_text(detection.start_s),
-            f"{self.recordings.low_hz:g}",
-            f"{self.recordings.high_hz:g}",
+            _decimal(detection.start_s),
+            _decimal(self.recordings.low_hz),
+            _decimal(self.recordings.high_hz),
             _absolute(detection.path),
         )
 
@@ -278,8 +278,8 @@ class AudacityLayout:
     def line(self, detection: Detection) -> str:
         """Return one label."""
         return _tabbed(
-            seconds_text(detection.before_s + detection.start_s),
-            seconds_text(detection.before_s + detection.end_s),
+            _decimal(detection.before_s + detection.start_s),
+            _decimal(detection.before_s + detection.end_s),
             detection.label,
             _score_text(detection.score),
         )
@@ -342,6 +342,16 @@ def _score_text(score: float) -> str:
 
 def _absolute(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
+
+
+def _decimal(value: float) -> str:
+    """Return a number with a decimal point: some readers refuse a column that holds whole numbers only.
+
+    >>> _decimal(5.0), _decimal(2.25)
+    ('5.0', '2.25')
+    """
+    text = seconds_text(value)
+    return text if {".", "e"} & set(text) else f"{text}.0"
 
 
 def _tabbed(*fields: str) -> str:

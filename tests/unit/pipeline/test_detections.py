@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+from crowsetta.formats.bbox import Raven
+from crowsetta.formats.seq import AudSeq
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -99,6 +101,20 @@ def test_raven_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ste
     assert set(table["High Freq (Hz)"]) == {16_000}
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # of pandas, by the reader
+def test_raven_as_another_reader_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "all.txt", "raven", monkeypatch)
+    boxes = Raven.from_file(path, annot_col="Species Code").to_bbox()
+    before_s = {"in/a/one, two.wav": 0.0, "in/b.flac": 8.5, 'in/"c".ogg': 8.5 + 4.25}
+    expected = [
+        (before_s[ROWS[i].path] + times(i)[0], before_s[ROWS[i].path] + times(i)[1], 20.0, 16_000.0)
+        for i, _ in FOUND
+    ]
+    assert [(box.onset, box.offset, box.low_freq, box.high_freq) for box in boxes] == expected
+    plain = ["Turdus merula_Eurasian Blackbird", "noise", "Parus major "]
+    assert [box.label for box in boxes] == [plain[label] for _, label in FOUND]
+
+
 @pytest.mark.parametrize("step", [1, 2, 5])
 @pytest.mark.parametrize(("format_", "suffix"), [("raven", "selections"), ("audacity", "labels")])
 def test_a_table_per_recording(
@@ -114,8 +130,8 @@ def test_a_table_per_recording(
     assert [len(lines) - header for lines in (one, none, last)] == [3, 0, 4]
     # Times and numbers begin anew in each table.
     begin = last[header].split("\t")
-    assert begin[1 if header else 0] == "0"
-    assert begin[0] == ("1" if header else "0")
+    assert begin[1 if header else 0] == "0.0"
+    assert begin[0] == ("1" if header else "0.0")
 
 
 def test_audacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +142,12 @@ def test_audacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [float(fields[0]) for fields in parsed] == [0, 0, 5, 12.75, 15.25, 15.25, 15.25]
     assert [float(fields[1]) for fields in parsed] == [5, 5, 8.5, 17.75, 20.25, 20.25, 20.25]
     assert parsed[0][3] == "0.9500"
+    # Three columns are all that Audacity knows, and this reader.
+    plain = tmp_path / "plain.txt"
+    plain.write_text("".join("\t".join(fields[:3]) + "\n" for fields in parsed))
+    track = AudSeq.from_file(plain)
+    assert list(track.start_times) == [float(fields[0]) for fields in parsed]
+    assert list(track.labels) == [fields[2] for fields in parsed]
 
 
 def test_kaleidoscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
