@@ -475,7 +475,7 @@ def test_tables_of_detections(audio_bundle: Bundle, recordings: Path, tmp_path: 
     last = (tmp_path / "out" / "raven" / "all.txt").read_text().splitlines()[-1].split("\t")
     # Times run on over the true lengths of all recordings, which end before their last windows do.
     assert float(last[2]) == pytest.approx(0.3 + 1 + 1 + 1.5 + 2 + 2.5 + 3 + 4.2 + 5 + 6 + 7.5 + 9)
-    assert last[10:12] == ["0", "4000"]
+    assert last[10:12] == ["0.0", "4000.0"]
 
 
 def test_the_sample_of_a_competition(audio_bundle: Bundle, recordings: Path, tmp_path: Path) -> None:
