@@ -6,13 +6,19 @@ hash could only ever say that it is not.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from alula.bundle.manifest import ENSEMBLE, FileRecord, check_inside, checked_type
+from alula.bundle.manifest import (
+    ENSEMBLE,
+    FileRecord,
+    check_inside,
+    checked_type,
+    document_checksum,
+    sealed_document,
+)
 from alula.core import Accuracy, Blend, Step, View
 from alula.errors import BundleError
 
@@ -128,20 +134,9 @@ class EnsembleManifest(
     checksum: str = ""
 
 
-def _as_read(manifest: EnsembleManifest) -> EnsembleManifest:
-    """Return the manifest as it will be read: 1 in a field of floats is written as 1, and read as 1.0."""
-    return msgspec.json.decode(msgspec.json.encode(manifest), type=EnsembleManifest)
-
-
-def _checksum(manifest: EnsembleManifest) -> str:
-    plain = _as_read(msgspec.structs.replace(manifest, checksum=""))
-    return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
-
-
 def encode_ensemble(manifest: EnsembleManifest) -> bytes:
     """Return the bytes of an ensemble's `bundle.json`, indented, with its checksum filled in."""
-    sealed = msgspec.structs.replace(_as_read(manifest), checksum=_checksum(manifest))
-    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+    return sealed_document(manifest)
 
 
 def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
@@ -161,7 +156,7 @@ def decode_ensemble(data: bytes, path: Path) -> EnsembleManifest:
         manifest = msgspec.json.decode(data, type=EnsembleManifest)
     except msgspec.MsgspecError as error:
         raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
-    if manifest.checksum != _checksum(manifest):
+    if manifest.checksum != document_checksum(data):
         raise BundleError(
             path, "Its content does not fit its checksum: it was changed after it was written. Make it again."
         )

@@ -25,7 +25,9 @@ __all__ = [
     "check_inside",
     "checked_type",
     "decode_manifest",
+    "document_checksum",
     "encode_manifest",
+    "sealed_document",
     "sha256_of",
 ]
 
@@ -60,7 +62,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     of_peak: Share | None = None
 
 
-# Defaults are left out, so that bundles of before there was `of_peak` keep their checksum.
+# Defaults are left out, so that a bundle of before there was `of_peak` is written again as it was.
 class Deployed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A recipe that the bundle carries and how to run it.
 
@@ -156,17 +158,29 @@ class _Version(msgspec.Struct):
     type: str = ""
 
 
-def _checksum(manifest: Manifest) -> str:
-    plain = msgspec.structs.replace(manifest, checksum="")
-    # Once there and back: 1 in a field of floats is written as 1, and read and written again as 1.0.
-    plain = msgspec.json.decode(msgspec.json.encode(plain), type=Manifest)
-    return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
+def document_checksum(data: bytes) -> str:
+    """Return the SHA-256 of a JSON object as it is written, compact and with an empty `checksum`.
+
+    Of the document, not of what this release reads in it: one of before there was some field keeps its own.
+
+    >>> document_checksum(b'{"a": 1, "checksum": "x"}') == document_checksum(b'{"a":1,"checksum":""}')
+    True
+    """
+    document = {**msgspec.json.decode(data), "checksum": ""}
+    return hashlib.sha256(msgspec.json.encode(document)).hexdigest()
+
+
+def sealed_document(manifest: msgspec.Struct) -> bytes:
+    """Return a manifest as JSON, indented, with its checksum filled in."""
+    # Once there and back: 1 in a field of floats becomes 1.0, as it will be read.
+    plain = msgspec.json.encode(msgspec.json.decode(msgspec.json.encode(manifest), type=type(manifest)))
+    document = {**msgspec.json.decode(plain), "checksum": document_checksum(plain)}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the bytes of `bundle.json`, indented, with its checksum filled in."""
-    sealed = msgspec.structs.replace(manifest, checksum=_checksum(manifest))
-    return msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+    return sealed_document(manifest)
 
 
 def decode_manifest(data: bytes, path: Path) -> Manifest:
@@ -190,7 +204,7 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
         raise BundleError(path, f"It is damaged: {error}. Copy the bundle again.") from error
-    if manifest.checksum != _checksum(manifest):
+    if manifest.checksum != document_checksum(data):
         raise BundleError(
             path, "Its content does not fit its checksum: it was changed after it was written. Make it again."
         )
