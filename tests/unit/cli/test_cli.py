@@ -643,7 +643,7 @@ def test_plan(
     assert run("predict", tmp_path / "e.alula", recordings, "-o", tmp_path / "out.csv").code == 0
     told = run(*arguments, "--json", "-q")
     assert told.document["metric"] == "macro_auc"
-    assert "Choose another name" in failed(run(*arguments, "-o", tmp_path / "e.alula"), 2)
+    assert "Choose another name" in failed(run(*arguments, "-o", tmp_path / "e.alula"), 1)
     assert "too short for any bundle" in failed(run(*arguments, "--deadline", "10ms"), 2)
     assert "no list of whole numbers" in failed(run(*arguments, "--overlaps", "1,x"), 2)
 
