@@ -91,7 +91,7 @@ def write_ensemble(
 
 
 def check_target(target: Path, *, replace: bool) -> None:
-    """Find out before the work, not after it, that a bundle cannot be written.
+    """Find out before the work, not after it, that a bundle cannot be written; nothing is left behind.
 
     Args:
         target: folder to make, usually `NAME.alula`.
@@ -101,14 +101,16 @@ def check_target(target: Path, *, replace: bool) -> None:
         BundleError: the target exists and may not be replaced, is no bundle, or its folder cannot be written.
         DiskFullError: there is no space even for an empty folder.
     """
-    if target.exists() and not (replace and is_bundle(target)):
-        raise BundleError(
-            target, "It exists already. Choose another name, or replace it with --replace if it is a bundle."
-        )
     try:
+        if target.exists() and not (replace and is_bundle(target)):
+            raise BundleError(
+                target,
+                "It exists already. Choose another name, or replace it with --replace if it is a bundle.",
+            )
         with writing("the bundle", target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)).rmdir()
+            # Folders that are not there yet are made when there is something to put into them.
+            folder = next(parent for parent in target.absolute().parents if parent.exists())
+            Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=folder)).rmdir()
     except OSError as error:
         raise BundleError(target, f"It cannot be written: {error.strerror or error}.") from error
 

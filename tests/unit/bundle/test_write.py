@@ -11,7 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from alula.bundle import GOLDEN_NAME, JOURNAL_NAME, read_manifest, rewrite_manifest, verify, write_bundle
+from alula.bundle import (
+    GOLDEN_NAME,
+    JOURNAL_NAME,
+    check_target,
+    read_manifest,
+    rewrite_manifest,
+    verify,
+    write_bundle,
+)
 from alula.errors import BundleError, DiskFullError
 
 
@@ -38,6 +46,23 @@ def test_what_is_written_is_read(make, manifest, x) -> None:
     assert (bundle / JOURNAL_NAME).read_text() == '{"outcome": "accepted"}\n'
     assert bundle.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+
+
+def test_whether_it_can_be_written_is_known_before(make, manifest, tmp_path: Path) -> None:
+    bundle = make.write(manifest)
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    check_target(tmp_path / "new" / "folder" / "x.alula", replace=False)
+    check_target(bundle, replace=True)
+    for target, replace, says in (
+        (bundle, False, "exists already"),
+        (tmp_path / "file", True, "exists already"),
+        (tmp_path / "file" / "x.alula", False, "cannot be written: Not a directory"),
+        (tmp_path / ("x" * 300), False, "cannot be written: File name too long"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            check_target(target, replace=replace)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_existing_bundle_is_kept(make, manifest) -> None:
