@@ -267,7 +267,7 @@ def test_whole_files_with_wrong_options(
         (("model.onnx", "-o", "/proc/x.alula"), 1, "/proc/x.alula: It cannot be written: "),
         (("model.onnx", "-o", "image.toml/x.alula"), 1, "image.toml/x.alula: It cannot be written: "),
         (("model.onnx", "-o", "images", "--replace"), 1, "It exists already"),
-        (("model.onnx", "-o", LONG), 1, f"error: {LONG}: File name too long."),
+        (("model.onnx", "-o", LONG), 1, f"error: {LONG}: It cannot be written: File name too long."),
     ],
 )
 def test_whole_files_with_bad_input(
@@ -663,7 +663,7 @@ def test_plan(
         (("{bundle}", "--labels", f"cuckoo,{LONG}"), 2, "No member knows the label `cuckoo`"),
         (("{bundle}", "--post", "{in}"), 2, "Is a directory"),
         (("{bundle}", "--save", "/proc/no/plan.json"), 1, "could not be written"),
-        (("{bundle}", "-o", LONG), 1, f"error: {LONG}: File name too long."),
+        (("{bundle}", "-o", LONG), 1, f"error: {LONG}: It cannot be written: File name too long."),
     ],
 )
 def test_plan_with_bad_input(
