@@ -43,40 +43,29 @@ class Bands:
         return np.flatnonzero(in_band(scores, self.lower, self.upper).any(axis=1))
 
 
-def cascaded(
-    *,
-    bands: Bands,
-    first: Callable[[], Float32 | None],
-    rest: Callable[[Rows], Float32 | None],
-) -> Float32 | None:
-    """Return the scores of rows: those of `rest` where `first` is uncertain, and its own elsewhere.
+def cascaded(scores: Float32, *, bands: Bands, rest: Callable[[Rows], Float32 | None]) -> Float32 | None:
+    """Return the scores of rows: those of `rest` where they are uncertain, and `scores` elsewhere.
 
     Which rows go on depends on each row alone, so a row's scores do not depend on those beside it as far as
-    those of `first` and `rest` do not. None where either gives none.
+    those of both do not. None where `rest` gives none.
 
     Args:
-        bands: where `first` is uncertain.
-        first: gives the scores (n, c) of all rows.
+        scores: of the first member, of all rows, shape (n, c).
+        bands: where they are uncertain.
         rest: given the numbers of m rows, ascending, gives their scores (m, c); called at most once, with the
             uncertain rows.
 
     >>> rows = np.float32([[0.1], [0.5]])
-    >>> doubled = cascaded(
-    ...     bands=Bands(lower=np.float32([0.4]), upper=np.float32([0.6])),
-    ...     first=lambda: rows,
-    ...     rest=lambda uncertain: 2 * rows[uncertain],
-    ... )
+    >>> bands = Bands(lower=np.float32([0.4]), upper=np.float32([0.6]))
+    >>> doubled = cascaded(rows, bands=bands, rest=lambda uncertain: 2 * rows[uncertain])
     >>> doubled.round(3).tolist()
     [[0.10000000149011612], [1.0]]
     """
-    sure = first()
-    if sure is None:
-        return None
-    scores = np.array(sure, np.float32)
-    rows = bands.uncertain(scores)
+    found = np.array(scores, np.float32)
+    rows = bands.uncertain(found)
     if len(rows):
         asked = rest(rows)
         if asked is None:
             return None
-        scores[rows] = asked
-    return scores
+        found[rows] = asked
+    return found

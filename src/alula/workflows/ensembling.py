@@ -1000,9 +1000,10 @@ class _Cascade:
         own, busy_s[self.first] = self._session.run_one(
             batch, self.first, full_batches=full_batches, stopped=stopped, clock=clock
         )
+        if own is None:
+            return None, busy_s
 
         def rest(rows: NDArray[np.intp]) -> NDArray[np.float32] | None:
-            assert own is not None
             scores, took_s = self._session.run_some(
                 [array[rows] for array in batch],
                 self._asked,
@@ -1016,12 +1017,8 @@ class _Cascade:
                 busy_s[place] += seconds
             return scores
 
-        scores = cascaded(
-            bands=self._bands,
-            first=lambda: None if own is None else self._session.blended([own], self.first_blender),
-            rest=rest,
-        )
-        return scores, busy_s
+        first = self._session.blended([own], self.first_blender)
+        return cascaded(first, bands=self._bands, rest=rest), busy_s
 
 
 def _activating(lineup: Lineup) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

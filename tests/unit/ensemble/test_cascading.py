@@ -19,7 +19,7 @@ def test_the_rest_is_asked_where_a_score_is_in_its_band_or_no_number() -> None:
         asked.append(rows.tolist())
         return np.full((len(rows), 2), 2.0, np.float32)
 
-    got = cascaded(bands=BANDS, first=lambda: scores, rest=rest)
+    got = cascaded(scores, bands=BANDS, rest=rest)
     assert asked == [[1, 2, 3, 4, 6]]
     expected = scores.copy()
     expected[[1, 2, 3, 4, 6]] = 2.0
@@ -28,6 +28,6 @@ def test_the_rest_is_asked_where_a_score_is_in_its_band_or_no_number() -> None:
 
 def test_nobody_else_is_asked_where_all_are_sure() -> None:
     sure = np.float32([[0.1, 0.0], [0.9, 1.0]])
-    got = cascaded(bands=BANDS, first=lambda: sure, rest=lambda rows: None)
+    got = cascaded(sure, bands=BANDS, rest=lambda rows: None)
     np.testing.assert_array_equal(got, sure)
-    assert cascaded(bands=BANDS, first=lambda: None, rest=lambda rows: None) is None
+    assert cascaded(np.float32([[0.5, 0.0]]), bands=BANDS, rest=lambda rows: None) is None
