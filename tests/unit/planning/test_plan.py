@@ -260,15 +260,18 @@ def test_a_cascade_may_begin_with_the_best_that_does_not_cost_too_much(
     scores = 1 / (1 + np.exp(-(4.0 * known.y_true + noise)))
     predictions = {overlap: {**found, "best": scores} for overlap, found in known.predictions.items()}
     tried: list[str] = []
+    drops: set[float] = set()
 
-    def spied(*_: Any, cheap: str, **__: Any) -> None:
+    def spied(*_: Any, cheap: str, learned_drop: float, **__: Any) -> None:
         tried.append(cheap)
+        drops.add(learned_drop)
 
     monkeypatch.setattr(plan_module, "judge_cascade", spied)
     known = dataclasses.replace(known, predictions=predictions)
     plan = planned(known, 5000.0, members=[*members(), best], sheet=costs, max_drop=0.01)
     assert {"best", "big"} <= plan.counts.keys()
     assert set(tried) == {"tiny", "small", "mid", first}
+    assert drops == {0.005, 0.01}  # half of the limit, and all of it
 
 
 def test_no_cascade_where_the_recordings_cannot_judge_one() -> None:
