@@ -583,7 +583,7 @@ def main() -> None:
         "--stage-recordings", type=int, default=1, help="for the stages and the comparison (default 1)"
     )
     parser.add_argument(
-        "--untrained", action="store_true", help="leave the weights random: training `a` takes hours"
+        "--untrained", action="store_true", help="leave the weights random, which for `a` saves long training"
     )
     parser.add_argument("--clips", type=int, default=120, help="of 10 s, to tune on (default 120)")
     parser.add_argument("--budget", default="2m", help="of each network's search (default 2m)")
