@@ -58,6 +58,7 @@ QUANTIZER_RUNTIMES = {
 FP32_LIMIT = 1e-4
 HALF_WEIGHTS_LIMIT = 2e-3  # weights have 11 bits
 INT8_COSINE = 0.98
+BF16_ROUNDING = 2.0**-8
 
 BATCH_SIZE = 3
 LAYOUTS = tuple(
@@ -69,7 +70,10 @@ FORMATS: tuple[ExportFormat, ...] = ("onnx", "exported", "torchscript", "openvin
 
 
 class ConvNet(nn.Module):
-    """(b, 3, 16, 16) to logits (b, 5): dense and depthwise convolutions, BatchNorm, SiLU, a linear head."""
+    """(b, 3, 16, 16) to logits (b, 5): dense and depthwise convolutions, BatchNorm, SiLU, a linear head.
+
+    Its softmax is what every quantizer leaves in float.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +88,8 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(x).mean(dim=(2, 3)))
+        pooled = self.body(x).mean(dim=(2, 3))
+        return self.head(pooled + pooled.softmax(dim=1))
 
 
 class TwoInTwoOut(ConvNet):
@@ -459,6 +464,8 @@ def test_threads_get_their_own_answers(
     session = sessions(settings)
     batches = [loadable.subject.example(rng, 1 + index % BATCH_SIZE) for index in range(4)]
     expected = [session.run(batch)[0] for batch in batches]
+    # Sums of other batch sizes may be rounded elsewhere; the example's outputs are about 1.
+    limit = BF16_ROUNDING if "bf16" in {loadable.recipe.precision, loadable.recipe.variant} else 1e-6
     answers: list[list[np.ndarray]] = [[] for _ in batches]
     together = threading.Barrier(len(batches))
 
@@ -475,7 +482,7 @@ def test_threads_get_their_own_answers(
     for want, got in zip(expected, answers, strict=True):
         assert len(got) == 5
         for answer in got:
-            np.testing.assert_allclose(answer, want, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(answer, want, rtol=limit, atol=limit)
 
 
 def test_closing_twice(loadable: Loadable, rng: np.random.Generator) -> None:

@@ -21,6 +21,7 @@ _ORDER = (
     "openvino/fp32",
     "onnxruntime/fp32",
     "openvino/int8-nncf",
+    "openvino/int8-nncf-bf16",
     "openvino/int8-nncf-bf16-dense",
     "onnxruntime/int8-static",
     "openvino/int8-nncf-no-edges",
