@@ -134,7 +134,9 @@ class ProcessField:
         self._accepted: dict[Candidate, Accepted] = {}
         self._gone: set[Recipe] = set()
         self._wrong: dict[Recipe, Rejected] = {}  # of those, what runs
-        self._loading_s: dict[Recipe, float] = {}
+        self._loading_s: dict[Recipe, float] = {}  # the longest that was seen
+        self._again_s: dict[tuple[Recipe, int], float] = {}  # by batch size, of all loads but the first
+        self._loaded_before: set[tuple[Recipe, int]] = set()
         self._per_s: dict[Recipe, float] = {}  # the least that was seen
         self._hangs: dict[Recipe, int] = {}
         self.golden_outputs: dict[Recipe, tuple[str, ...]] = {}
@@ -283,7 +285,7 @@ class ProcessField:
         settings = candidate.settings
         per_s = self._per_s.get(candidate.recipe, self._reference.per_s)
         call_s = settings.batch_size * settings.instances / per_s
-        return patience_s(seconds, call_s) + 2 * self.loading_s(candidate.recipe)
+        return patience_s(seconds, call_s) + 2 * self._longest_loading_s(candidate.recipe)
 
     def _note_speed(self, recipe: Recipe, per_s: float) -> None:
         self._per_s[recipe] = min(per_s, self._per_s.get(recipe, per_s))
@@ -333,8 +335,17 @@ class ProcessField:
         if recipe not in self._gone:
             self._leave(recipe, reason)
 
-    def loading_s(self, recipe: Recipe) -> float:
-        """See `Field.loading_s`."""
+    def loading_s(self, candidate: Candidate) -> float:
+        """See `Field.loading_s`.
+
+        What an engine compiles for a batch size it may keep, and need not compile again. A load into the
+        same process imports nothing, so that of the baseline into a new one is added.
+        """
+        longest_s = self._longest_loading_s(candidate.recipe)
+        again_s = self._again_s.get((candidate.recipe, candidate.settings.batch_size))
+        return longest_s if again_s is None else min(longest_s, again_s + self._reference.loading_s)
+
+    def _longest_loading_s(self, recipe: Recipe) -> float:
         return self._loading_s.get(recipe, max(self._loading_s.values(), default=LOADING_S))
 
     def accept(self, candidate: Candidate) -> bool:
@@ -410,6 +421,10 @@ class ProcessField:
         # The longest is that into a new process, which imports the engine first.
         took_s = self._clock.monotonic() - started_s + WARM_UP_S
         self._loading_s[candidate.recipe] = max(took_s, self._loading_s.get(candidate.recipe, 0.0))
+        compiled = candidate.recipe, candidate.settings.batch_size
+        if compiled in self._loaded_before:
+            self._again_s[compiled] = max(took_s, self._again_s.get(compiled, 0.0))
+        self._loaded_before.add(compiled)
 
     def _judge(self, candidate: Candidate, n: int) -> Accuracy | Rejected:
         """Compare the recipe's outputs on the first n validation samples with the baseline's."""

@@ -359,14 +359,14 @@ class _Search:
         plan = self._plan
         baseline_call_s = reference.candidate.settings.batch_size / reference.per_s
         contenders = [(reference.loading_s, baseline_call_s)]
-        contenders += [(field.loading_s(one.recipe), strategy.call_s(one)) for one in candidates]
+        contenders += [(field.loading_s(one), strategy.call_s(one)) for one in candidates]
         # A call that is under way when a round's time is over is finished.
         seconds = sum(
             loading_s + closing.rounds * (closing.round_s + call_s / 2) for loading_s, call_s in contenders
         )
         if plan.scenario == "single-stream" and candidates:
             best = candidates[0]
-            seconds += field.loading_s(best.recipe) + stream_s(strategy.call_s(best))
+            seconds += field.loading_s(best) + stream_s(strategy.call_s(best))
         if plan.scenario == "server":
             seconds += self._server_s
         return seconds

@@ -58,8 +58,8 @@ class Field(Protocol):
         """Return whether a recipe that runs cannot be accepted: its speed is of use for others only."""
         ...
 
-    def loading_s(self, recipe: Recipe) -> float:
-        """Return about how long it takes to load a candidate of a recipe into a process of its own."""
+    def loading_s(self, candidate: Candidate) -> float:
+        """Return about how long it takes to load a candidate into a process of its own."""
         ...
 
     def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
@@ -233,7 +233,7 @@ class Strategy:
         """Return about how long a race takes, with the checks of accuracy that are still to be made."""
         unchecked = len({one.recipe for one in names} - self._right)
         running_s = sum(self._lap_s(one) for one in names) * (laps if len(names) > 1 else 1)
-        return sum(self._field.loading_s(one.recipe) for one in names) + running_s + unchecked * self._check_s
+        return sum(map(self._field.loading_s, names)) + running_s + unchecked * self._check_s
 
     def _lap_s(self, candidate: Candidate) -> float:
         # A call that is under way when a round's time is over is finished.
@@ -359,7 +359,7 @@ class Strategy:
                     candidate = Candidate(top.recipe, settings)
                     if candidate in self._scores:
                         continue
-                    if self._is_late(self._field.loading_s(candidate.recipe)):
+                    if self._is_late(self._field.loading_s(candidate)):
                         return
                     self._look_twice(candidate, below=before)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
@@ -398,7 +398,7 @@ class Strategy:
     def _look(self, candidates: Sequence[Candidate]) -> None:
         for candidate in candidates:
             known = any(one.recipe == candidate.recipe for one in self._scores)
-            if self._scores and self._is_late(self._field.loading_s(candidate.recipe) if known else 0.0):
+            if self._scores and self._is_late(self._field.loading_s(candidate) if known else 0.0):
                 return
             leader_before = self._best()
             with contextlib.suppress(EngineError):

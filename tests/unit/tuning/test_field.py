@@ -41,16 +41,16 @@ class StandIn:
 
     reproduce = "again"
 
-    def __init__(self, limits: list[float], hanging: set[int]) -> None:
-        self.alive, self.limits, self.hanging, self.batch_size = True, limits, hanging, 0
+    def __init__(self, place: Place) -> None:
+        self.alive, self.place, self.batch_size = True, place, 0
 
     def ask(self, request: object, expected: type, *, timeout_s: float) -> Any:
         if isinstance(request, LoadRequest):
             self.batch_size = request.settings.batch_size
-            return Loaded(seconds=1.0)
+            return Loaded(seconds=self.place.load(self.batch_size))
         assert isinstance(request, MeasureRequest)
-        self.limits.append(timeout_s)
-        if self.batch_size in self.hanging:
+        self.place.limits.append(timeout_s)
+        if self.batch_size in self.place.hanging:
             self.alive = False
             raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         call_s = self.batch_size / PER_S
@@ -75,12 +75,22 @@ class Place:
         self.folder = folder
         self.limits: list[float] = []
         self.hanging: set[int] = set()
+        self.clock = ScriptedClock()
+        self.compiled: set[int] = set()
+        self.compiling_s = 0.0
 
     def artifact(self, recipe: Recipe) -> Path:
         return self.folder
 
     def child(self, name: str) -> StandIn:
-        return StandIn(self.limits, self.hanging)
+        return StandIn(self)
+
+    def load(self, batch_size: int) -> float:
+        """Let the time pass that it takes to load for a batch size."""
+        seconds = 1.0 if batch_size in self.compiled else 1.0 + self.compiling_s
+        self.compiled.add(batch_size)
+        self.clock.advance(seconds)
+        return seconds
 
 
 @pytest.fixture
@@ -90,7 +100,6 @@ def place(tmp_path: Path) -> Place:
 
 def field_in(place: Place, *earlier: Outcome, record: list[Outcome] | None = None) -> ProcessField:
     np.save(place.folder / "scores.npy", np.zeros((4, 2), np.float32))
-    clock = ScriptedClock()
     return ProcessField(
         cast(Any, place),
         reference=Reference(
@@ -110,11 +119,11 @@ def field_in(place: Place, *earlier: Outcome, record: list[Outcome] | None = Non
         scenario="offline",
         latency_limit_s=None,
         seed=0,
-        limit=StepLimit(clock, longest_s=600.0),
+        limit=StepLimit(place.clock, longest_s=600.0),
         record=(record if record is not None else []).append,
         earlier=earlier,
         report=lambda text: None,
-        clock=clock,
+        clock=place.clock,
     )
 
 
@@ -160,6 +169,20 @@ def test_after_two_settings_that_hang_no_new_ones_are_tried(place: Place) -> Non
     assert isinstance(last, Failed)
     assert last.settings == Settings(batch_size=4)
     assert last.error == "Not tried: 2 other settings of it hung."
+
+
+def test_what_was_compiled_for_a_batch_size_is_not_expected_to_be_compiled_again(place: Place) -> None:
+    place.compiling_s = 60.0
+    with field_in(place) as field:
+        single, pair = (Candidate(EAGER, Settings(batch_size=8, instances=count)) for count in (1, 2))
+        assert field.loading_s(single) < 10  # nothing is known
+        field.measure(single, 0.4)
+        assert field.loading_s(single) > 60  # it may be so each time
+        field.measure(pair, 0.4)
+        # What is left, and the imports of a new process, which take the baseline a second.
+        assert 2 <= field.loading_s(single) < 4
+        assert 2 <= field.loading_s(pair) < 4
+        assert field.loading_s(Candidate(EAGER, Settings(batch_size=16))) > 60
 
 
 def test_a_recipe_is_outdone_by_what_an_earlier_search_knew(place: Place) -> None:

@@ -117,7 +117,7 @@ class SimulatedField:
     def is_wrong(self, recipe: Recipe) -> bool:
         return recipe in self.wrong_at_once
 
-    def loading_s(self, recipe: Recipe) -> float:
+    def loading_s(self, candidate: Candidate) -> float:
         return 1.5
 
     def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -293,6 +293,34 @@ def test_a_recipe_that_does_not_end_in_time_is_given_up() -> None:
     assert asked[0] == math.inf  # there must be a result
     assert all(until_s < 200 for until_s in asked[1:])
     assert clock.monotonic() < 200 + 10
+
+
+class CompilingField(SimulatedField):
+    """Loading takes long for batch sizes that a recipe was not loaded for before, or always."""
+
+    always = False
+
+    def loading_s(self, candidate: Candidate) -> float:
+        size = candidate.settings.batch_size
+        compiled = any(
+            (one.recipe, one.settings.batch_size) == (candidate.recipe, size) for one in self.measured
+        )
+        return 1.5 if compiled and not self.always else 40.0
+
+
+def test_no_time_is_kept_for_compiling_what_was_compiled() -> None:
+    tried = []
+    for always in (False, True):
+        clock = ScriptedClock()
+        field = CompilingField(2, QUIET, clock)
+        field.bad, field.always = set(), always
+
+        def after_s(finalists: Sequence[Candidate], field: CompilingField = field) -> float:
+            return sum(field.loading_s(one) + 9 * 0.6 for one in finalists)
+
+        assert Strategy(field, clock=clock).run(RECIPES, deadline_s=300, after_s=after_s)
+        tried.append(len({one.recipe for one in field.measured}))
+    assert tried[0] > tried[1]
 
 
 def test_a_first_recipe_that_pays_for_the_export_does_not_keep_others_from_being_tried() -> None:
