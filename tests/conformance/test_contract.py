@@ -465,7 +465,8 @@ def test_threads_get_their_own_answers(
     batches = [loadable.subject.example(rng, 1 + index % BATCH_SIZE) for index in range(4)]
     expected = [session.run(batch)[0] for batch in batches]
     # Sums of other batch sizes may be rounded elsewhere; the example's outputs are about 1.
-    limit = BF16_ROUNDING if "bf16" in {loadable.recipe.precision, loadable.recipe.variant} else 1e-6
+    in_bf16 = loadable.recipe.precision == "bf16" or loadable.recipe.rest_in_bf16
+    limit = BF16_ROUNDING if in_bf16 else 1e-6
     answers: list[list[np.ndarray]] = [[] for _ in batches]
     together = threading.Barrier(len(batches))
 

@@ -130,6 +130,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = (self.precision, self.quantizer, self.variant, scope)
         return f"{self.engine}/{'-'.join(part for part in parts if part)}"
 
+    @property
+    def rest_in_bf16(self) -> bool:
+        """Whether the engine computes in BF16 what the quantizer leaves in float: the variant's last word.
+
+        >>> Recipe.parse("openvino/int8-nncf-mixed-bf16-dense").rest_in_bf16
+        True
+        """
+        return self.precision == "int8" and (self.variant or "").rpartition("-")[2] == "bf16"
+
     @classmethod
     def parse(cls, name: str) -> Self:
         """Return the recipe of a name.

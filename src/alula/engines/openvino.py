@@ -227,7 +227,7 @@ class _Compiled:
 
 
 def _takes_bf16(recipe: Recipe) -> bool:
-    return recipe.precision == "bf16" or recipe.variant == "bf16"
+    return recipe.precision == "bf16" or recipe.rest_in_bf16
 
 
 def _with_batch(specs: tuple[TensorSpec, ...], size: int) -> tuple[TensorSpec, ...]:

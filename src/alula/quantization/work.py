@@ -68,7 +68,6 @@ def work_of(products: Sequence[Products], recipe: Recipe) -> Work | None:
         for one in products
         if recipe.scope == "all" or not is_left_in_float(one.role, recipe.scope)
     )
-    # The variant in which the engine computes the rest in BF16.
-    if recipe.variant == "bf16":
+    if recipe.rest_in_bf16:
         return Work(int8=int8, bf16=total - int8)
     return Work(int8=int8, fp32=total - int8)

@@ -221,10 +221,13 @@ def test_offered_recipes() -> None:
     quantizer = OpenVinoNncf()
     recipes = quantizer.recipes(("avx512_vnni",))
     assert recipes[0].name == PLAIN
-    assert len(set(recipes)) == len(recipes) <= 8
-    assert not any(recipe.variant == "bf16" for recipe in recipes)
+    assert len(set(recipes)) == len(recipes) <= 9
+    assert not any(recipe.rest_in_bf16 for recipe in recipes)
     with_bf16 = quantizer.recipes(("avx512_vnni", "avx512_bf16"))
-    assert {one.name for one in set(with_bf16) - set(recipes)} == {f"{PLAIN}-bf16", f"{PLAIN}-bf16-dense"}
+    assert {one.name for one in set(with_bf16) - set(recipes)} == {
+        *(f"{PLAIN}-bf16", f"{PLAIN}-bf16-dense"),
+        *(f"{PLAIN}-mixed-bf16", f"{PLAIN}-mixed-bf16-dense"),
+    }
     for recipe in with_bf16:
         assert Recipe.parse(recipe.name) == recipe
         assert quantizer.export_format(recipe) == ("openvino" if recipe.variant == "direct" else "onnx")

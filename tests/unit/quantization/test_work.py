@@ -54,6 +54,10 @@ def test_the_work_of_a_network_by_roles(products: tuple[Products, ...]) -> None:
             "openvino/int8-nncf-bf16-dense",
             Work(int8=STEM + POINTWISE + HEAD, bf16=DEPTHWISE + SQUEEZE_EXCITE),
         ),
+        (
+            "openvino/int8-nncf-mixed-bf16-dense",
+            Work(int8=STEM + POINTWISE + HEAD, bf16=DEPTHWISE + SQUEEZE_EXCITE),
+        ),
         ("onnxruntime/int8-static-no-depthwise", Work(int8=TOTAL - DEPTHWISE, fp32=DEPTHWISE)),
         (
             "onnxruntime/int8-static-percentile-no-edges",

@@ -34,9 +34,14 @@ def test_twins_are_of_one_engine_quantizer_and_scope() -> None:
     pairs = {(one.name, other.name) for one in offered for other in offered if is_twin(one, other)}
     assert ("onnxruntime/int8-static-percentile-no-edges", "onnxruntime/int8-static-no-edges") in pairs
     assert ("onnxruntime/int8-static-entropy", "onnxruntime/int8-static") in pairs
-    # Zero points and the way into OpenVINO change what is computed.
+    # Zero points are for accuracy, too.
+    assert ("openvino/int8-nncf-mixed", "openvino/int8-nncf") in pairs
+    assert ("openvino/int8-nncf-mixed", "openvino/int8-nncf-full-bias") in pairs
+    assert ("openvino/int8-nncf-mixed-bf16-dense", "openvino/int8-nncf-bf16-dense") in pairs
+    # The precision of the rest and the way into OpenVINO change what is computed.
+    assert ("openvino/int8-nncf-mixed-bf16", "openvino/int8-nncf-mixed") not in pairs
     assert not {name for pair in pairs for name in pair} & {
-        *("openvino/int8-nncf-mixed", "openvino/int8-nncf-direct", "openvino/int8-nncf-bf16-dense"),
+        "openvino/int8-nncf-direct",
         *("onnxruntime/int8-dynamic", "torch/int8-fx", "torch/int8-fx-fbgemm"),
     }
 
@@ -66,6 +71,16 @@ def test_a_rest_in_bf16_is_not_bounded_by_one_in_fp32_but_the_other_way_round() 
     wide, narrow = recipe("openvino/int8-nncf-dense"), recipe("openvino/int8-nncf-bf16-dense")
     assert speed_bound(narrow, {wide: 1.0}) is None
     assert speed_bound(wide, {narrow: 1.0}) is not None
+    assert speed_bound(recipe("openvino/int8-nncf-mixed-bf16"), {wide: 1.0}) is None
+    assert speed_bound(recipe("openvino/int8-nncf-mixed-bf16"), {narrow: 1.0}) is not None
+
+
+def test_one_file_serves_for_both_precisions_of_the_rest() -> None:
+    for plain, other in (("", "-bf16"), ("-mixed", "-mixed-bf16"), ("-mixed-dense", "-mixed-bf16-dense")):
+        one, two = recipe(f"openvino/int8-nncf{plain}"), recipe(f"openvino/int8-nncf{other}")
+        assert same_files(one) == (two,)
+        assert same_files(two) == (one,)
+    assert same_files(recipe("openvino/int8-nncf-full-bias")) == ()
 
 
 @pytest.mark.parametrize(
