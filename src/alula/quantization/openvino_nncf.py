@@ -64,8 +64,10 @@ _OFFERED: tuple[tuple[str | None, Scope], ...] = (
     ("direct", "all"),
     (None, "no-depthwise"),
 )
-_OFFERED_BF16: tuple[tuple[str | None, Scope], ...] = tuple(
-    (variant, scope) for variant in ("bf16", "mixed-bf16") for scope in ("all", "dense")
+_OFFERED_BF16: tuple[tuple[str | None, Scope], ...] = (
+    ("bf16", "all"),
+    ("bf16", "dense"),
+    ("mixed-bf16", "dense"),
 )
 
 

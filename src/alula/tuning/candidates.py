@@ -25,7 +25,6 @@ _ORDER = (
     "openvino/int8-nncf-bf16-dense",
     # For networks that lose too much in those, such as many with SiLU; where they do not, these cost nothing.
     "openvino/int8-nncf-mixed",
-    "openvino/int8-nncf-mixed-bf16",
     "openvino/int8-nncf-mixed-bf16-dense",
     "onnxruntime/int8-static",
     "openvino/int8-nncf-no-edges",

@@ -225,8 +225,7 @@ def test_offered_recipes() -> None:
     assert not any(recipe.rest_in_bf16 for recipe in recipes)
     with_bf16 = quantizer.recipes(("avx512_vnni", "avx512_bf16"))
     assert {one.name for one in set(with_bf16) - set(recipes)} == {
-        *(f"{PLAIN}-bf16", f"{PLAIN}-bf16-dense"),
-        *(f"{PLAIN}-mixed-bf16", f"{PLAIN}-mixed-bf16-dense"),
+        *(f"{PLAIN}-bf16", f"{PLAIN}-bf16-dense", f"{PLAIN}-mixed-bf16-dense"),
     }
     for recipe in with_bf16:
         assert Recipe.parse(recipe.name) == recipe
