@@ -76,15 +76,12 @@ class OpenVinoNncf:
 
     Few of the combinations are offered, since each costs a calibration. The plain one comes first: it was the
     fastest, or as fast as any, for EfficientNet-B0, MobileNetV3, an NFNet and a ViT on a Zen 5 core. Where
-    the CPU has bfloat16, the same with the rest in that (`bf16`) comes next: there 12 % faster for the ViT,
-    9 % for a ConvNeXt, whose norms and activation functions stay in float, and no slower for convolutional
-    networks. Then its dense one: at most 7 % slower than the plain one, 5 % faster for EfficientNet-B0, and
-    with few layers quantized. Then the scopes in the order of their speed. The others are for accuracy:
+    the CPU has bfloat16, the same with the rest in that (`bf16`) comes next, for networks like ViT whose
+    norms and activation functions stay in float. Then its dense one, with few layers quantized. Then the
+    scopes in the order of their speed. The others are for accuracy:
 
     - Zero points for activations (`mixed`), without which those of SiLU, nearly all of one sign, use half of
-      the range. They halve what EfficientNets lose (of the cosine with the FP32 outputs of random weights
-      0.020 instead of 0.042 for B0, 0.036 instead of 0.060 for V2-S, and with dense layers only 0.010 and
-      0.025) at 1 to 4 % of the speed.
+      the range. They cost a little speed.
     - Full bias correction: NNCF's own reference figures for `mobilenetv3_small_050` are 57.9 % top-1 in FP32,
       42.2 % with the fast and 56.7 % with the full one.
 

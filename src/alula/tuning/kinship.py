@@ -20,7 +20,7 @@ _COMPILED = ("openvino", "onnxruntime")
 _FLOAT = ("fp32", "bf16")
 
 # Variants of a quantizer that differ in scales, biases and zero points alone. Zero points are there for
-# accuracy, and cost up to 4 % in OpenVINO.
+# accuracy, and cost a little speed.
 _OTHER_NUMBERS: Mapping[str, Sequence[Collection[str | None]]] = {
     "openvino/nncf": ((None, "full-bias", "mixed"), ("bf16", "mixed-bf16")),
     "onnxruntime/static": ((None, "percentile", "entropy"),),

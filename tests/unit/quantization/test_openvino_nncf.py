@@ -375,13 +375,17 @@ def test_a_model_that_fixes_its_batch(tmp_path: Path) -> None:
     assert cosine(got, data[0].reshape(4, -1) @ weights) > 0.99
 
 
-def test_what_is_not_int8_runs_in_bf16(made: Made) -> None:
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(f"{PLAIN}-bf16-dense", f"{PLAIN}-dense"), (f"{PLAIN}-mixed-bf16-dense", f"{PLAIN}-mixed-dense")],
+)
+def test_what_is_not_int8_runs_in_bf16(narrow: str, wide: str, made: Made) -> None:
     x = images(4, 5)
     try:
-        got = outputs(made(f"{PLAIN}-bf16-dense"), f"{PLAIN}-bf16-dense", x)
+        got = outputs(made(narrow), narrow, x)
     except EngineError as error:
         pytest.skip(f"NOT COVERED HERE: {error}")
-    expected = outputs(made(f"{PLAIN}-dense"), f"{PLAIN}-dense", x)
+    expected = outputs(made(wide), wide, x)
     assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < 0.05
 
 

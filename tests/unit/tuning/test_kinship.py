@@ -39,7 +39,7 @@ def test_twins_are_of_one_engine_quantizer_and_scope() -> None:
     assert ("openvino/int8-nncf-mixed", "openvino/int8-nncf-full-bias") in pairs
     assert ("openvino/int8-nncf-mixed-bf16-dense", "openvino/int8-nncf-bf16-dense") in pairs
     # The precision of the rest and the way into OpenVINO change what is computed.
-    assert ("openvino/int8-nncf-mixed-bf16", "openvino/int8-nncf-mixed") not in pairs
+    assert ("openvino/int8-nncf-mixed-bf16-dense", "openvino/int8-nncf-mixed-dense") not in pairs
     assert not {name for pair in pairs for name in pair} & {
         "openvino/int8-nncf-direct",
         *("onnxruntime/int8-dynamic", "torch/int8-fx", "torch/int8-fx-fbgemm"),
@@ -71,12 +71,13 @@ def test_a_rest_in_bf16_is_not_bounded_by_one_in_fp32_but_the_other_way_round() 
     wide, narrow = recipe("openvino/int8-nncf-dense"), recipe("openvino/int8-nncf-bf16-dense")
     assert speed_bound(narrow, {wide: 1.0}) is None
     assert speed_bound(wide, {narrow: 1.0}) is not None
-    assert speed_bound(recipe("openvino/int8-nncf-mixed-bf16"), {wide: 1.0}) is None
-    assert speed_bound(recipe("openvino/int8-nncf-mixed-bf16"), {narrow: 1.0}) is not None
+    zero_points = recipe("openvino/int8-nncf-mixed-bf16-dense")
+    assert speed_bound(zero_points, {wide: 1.0}) is None
+    assert speed_bound(zero_points, {wide: 9.0, narrow: 3.0}) == (narrow, 2.0, 3.0)
 
 
 def test_one_file_serves_for_both_precisions_of_the_rest() -> None:
-    for plain, other in (("", "-bf16"), ("-mixed", "-mixed-bf16"), ("-mixed-dense", "-mixed-bf16-dense")):
+    for plain, other in (("", "-bf16"), ("-dense", "-bf16-dense"), ("-mixed-dense", "-mixed-bf16-dense")):
         one, two = recipe(f"openvino/int8-nncf{plain}"), recipe(f"openvino/int8-nncf{other}")
         assert same_files(one) == (two,)
         assert same_files(two) == (one,)
