@@ -17,9 +17,10 @@ until the model is done. To measure a model anew, delete its lines.
 
 All contenders have the same limit of accuracy: their outputs on noise that none of them has seen may lose at
 most `--max-drop` of the cosine with those of the FP32 module in eager PyTorch. Who loses more is listed, but
-not counted. The weights are random: nothing separates the classes, so the share of equal answers (reported as
-well) means little, and any INT8 of a MobileNetV3 loses 0.02 to 0.05 of the cosine. The limit is as wide as
-that, and finds what is broken.
+not counted. Our search gets nine tenths of the limit, since what it accepts on the limit by its own samples
+may lie beyond it on others. The weights are random: nothing separates the classes, so the share of equal
+answers (reported as well) means little, and any INT8 of a MobileNetV3 loses 0.02 to 0.05 of the cosine. The
+limit is as wide as that, and finds what is broken.
 
 Olive and optimum-intel need other versions of common libraries, so they get an environment of their own. The
 CPU build of PyTorch comes first, with the torchvision that belongs to it:
@@ -93,7 +94,10 @@ PEERS = {
 }
 # `benchmark_app` takes the model's batch size, which is 1 for these; the others have no opinion.
 BATCH_SIZES = dict.fromkeys(PEERS, (1, 8, 32)) | {"openvino-fp32": (1,), "openvino-int8": (1,)}
-SAMPLES = {"calibration": 64, "validation": 64, "timed": 64, "held-out": 128}
+SAMPLES = {"calibration": 64, "validation": 256, "timed": 64, "held-out": 128}
+# Of the limit. What is accepted on the limit by some samples may lie beyond it on others, so who must keep
+# one asks for a little less.
+SEARCHED_SHARE = 0.9
 TIMEOUT_S = 900.0
 PREPARATION_S = 1800.0
 COSINE = metric_named("cosine")
@@ -275,7 +279,7 @@ def find_winner(model: Model, budget_s: float) -> Candidate:
         validation=model.samples("validation"),
         targets=None,
         metric=COSINE,
-        max_drop=model.max_drop,
+        max_drop=SEARCHED_SHARE * model.max_drop,
         recipes=offered_recipes(machine.isa),
         threads=model.threads,
         saturating=int8_class(machine.isa) == "saturating",

@@ -385,6 +385,7 @@ class Served:
             samples=found.samples,
             wall_s=found.wall_s,
             calls_s=found.calls,
+            instances=found.instances,
             cpu_s=time.process_time() - cpu_s,
         )
 

@@ -36,13 +36,21 @@ __all__ = [
     "ModelError",
     "UsageError",
     "closest",
+    "plain_text",
 ]
 
 
 class AlulaError(Exception):
-    """Base of every error raised on purpose; its message is fit to show to a user as it is."""
+    """Base of every error raised on purpose; its message is fit to show to a user as it is.
+
+    Args:
+        message: may hold names of files that are not UTF-8; those bytes are escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_text(message))
 
 
 class UsageError(AlulaError):
@@ -134,6 +142,15 @@ class DiskFullError(AlulaError):
 
 class JobError(AlulaError):
     """A folder run failed as a whole (single bad inputs are reported, not raised)."""
+
+
+def plain_text(text: str) -> str:
+    r"""Return text in which bytes of file names that are not UTF-8 are escaped, to be shown or written.
+
+    >>> print(plain_text("caf\udce9.wav"))
+    caf\udce9.wav
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

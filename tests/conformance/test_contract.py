@@ -204,6 +204,10 @@ class Loadable:
         )
 
 
+# Recipes for models of another kind, which say so.
+UNFIT = (("onnxruntime/int8-dynamic", "of this model's work"), ("int8-eager", "has no QuantStub"))
+
+
 def parts_of(recipe: Recipe) -> tuple[Engine, Quantizer | None]:
     """Return the engine of a recipe, and its quantizer if it has one; skip where one is not installed."""
     quantizer = quantizer_for(recipe) if recipe.precision == "int8" else None
@@ -234,7 +238,7 @@ def material_of(subject: Subject, export: Path, *, saturating: bool = False) -> 
 
 
 def built(recipe: Recipe, subject: Subject, artifact: Path, *, saturating: bool = False) -> Loadable:
-    """Return a recipe's artifact, made from the subject's export; skip recipes that say they do not fit."""
+    """Return a recipe's artifact, made from the subject's export; skip those known not to fit any subject."""
     engine, quantizer = parts_of(recipe)
     if quantizer is None:
         engine.build(subject.exports[engine.export_format(recipe)], artifact, recipe=recipe)
@@ -243,6 +247,8 @@ def built(recipe: Recipe, subject: Subject, artifact: Path, *, saturating: bool 
         try:
             quantizer.quantize(material_of(subject, export, saturating=saturating), artifact, recipe=recipe)
         except EngineError as error:
+            if not any(name in recipe.name and why in str(error) for name, why in UNFIT):
+                raise
             pytest.skip(f"NOT COVERED HERE: {recipe}: {error}")
     return Loadable(recipe, engine, artifact, subject)
 

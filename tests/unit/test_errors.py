@@ -69,7 +69,13 @@ def test_every_error_class_is_rendered_above() -> None:
         if isinstance(value, type) and issubclass(value, AlulaError)
     }
     assert set(IDS) == defined
-    assert defined | {"closest"} == set(errors.__all__)
+    assert defined | {"closest", "plain_text"} == set(errors.__all__)
+
+
+def test_names_that_are_no_utf_8_can_be_shown() -> None:
+    error = DataError("caf\udce9.wav", "It is empty.")
+    assert str(error).encode() == rb"caf\udce9.wav: It is empty."
+    assert error.path == "caf\udce9.wav"
 
 
 def test_what_is_missing_is_an_engine_error() -> None:

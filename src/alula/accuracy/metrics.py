@@ -331,8 +331,9 @@ class UserMetric:
 
     def value(self, y_true: Array, y_pred: Array) -> float:
         try:
-            found = float(self.function(y_true, y_pred))
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Copies: it may work in place, and others are judged by the same outputs.
+            found = float(self.function(y_true.copy(), y_pred.copy()))
+        except Exception as error:  # whatever a user's code raises, the message says it
             raise AccuracyError(
                 f"Metric `{self.name}` raised {type(error).__name__}: {error}. It was called with targets of "
                 f"shape {y_true.shape} and outputs of shape {y_pred.shape}, and must return one number."
@@ -348,7 +349,7 @@ class UserMetric:
             chosen = np.repeat(samples, multiplicities)
             try:
                 found[row] = float(self.function(y_true[chosen], y_pred[chosen]))
-            except (ArithmeticError, ValueError):
+            except Exception:  # noqa: BLE001 - what fails on all samples fails in `value` too
                 # Many scores refuse a resample that happens to hold a single class: undefined there.
                 continue
         return np.where(np.isfinite(found), found, np.nan)

@@ -21,7 +21,13 @@ from alula.bundle.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from alula.bundle.measurements import MEASUREMENTS_NAME, FinalRounds, Measurements, read_measurements
+from alula.bundle.measurements import (
+    MEASUREMENTS_NAME,
+    FinalRounds,
+    Measurements,
+    RaceRounds,
+    read_measurements,
+)
 from alula.bundle.read import (
     BundleWarning,
     Running,
@@ -62,6 +68,7 @@ __all__ = [
     "Manifest",
     "Measurements",
     "MemberRecord",
+    "RaceRounds",
     "Running",
     "WholeFileVerdict",
     "check_target",

@@ -12,7 +12,7 @@ from alula.graphs import Products
 from alula.measure import Latency, ServerRate
 from alula.quantization import work_of
 
-__all__ = ["MEASUREMENTS_NAME", "FinalRounds", "Measurements", "read_measurements"]
+__all__ = ["MEASUREMENTS_NAME", "FinalRounds", "Measurements", "RaceRounds", "read_measurements"]
 
 MEASUREMENTS_NAME = "measurements.json"
 
@@ -30,15 +30,25 @@ class FinalRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rate_per_s: float | None = None
 
 
+class RaceRounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A candidate of the race: its samples per second in every lap that it took part in."""
+
+    candidate: Candidate
+    rounds_per_s: tuple[float, ...]
+
+
 class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of `measurements.json`.
 
     Attributes:
         scenario: what was to be fast.
-        finalists: of the last comparison, the best first by the figure of the scenario.
+        finalists: of the last comparison, by throughput; in the server scenario those whose rate is known
+            come first, by it.
         latency: of the chosen candidate, in the single-stream scenario.
         server: of the chosen candidate, in the server scenario.
         stages_s: wall seconds of the parts of the search, by their names, in order.
+        race: the candidates that raced for a place in the last comparison.
+        disturbance: what disturbed the search before the last comparison, in words.
         roofline: the machine's peaks; None where they were not measured.
         products: the work of one sample by kind and role of layers; none where it could not be counted.
     """
@@ -48,6 +58,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     latency: Latency | None = None
     server: ServerRate | None = None
     stages_s: dict[str, float] = {}
+    race: tuple[RaceRounds, ...] = ()
+    disturbance: tuple[str, ...] = ()
     roofline: Roofline | None = None
     products: tuple[Products, ...] = ()
 

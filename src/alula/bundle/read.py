@@ -23,8 +23,8 @@ from alula.bundle.manifest import (
     sha256_of,
 )
 from alula.bundle.write import GOLDEN_NAME
-from alula.core import Recipe, Settings
-from alula.engines import Arrays, Session, engine_named, run_in_batches
+from alula.core import Recipe, Settings, rms_difference
+from alula.engines import Session, engine_named, run_in_batches
 from alula.errors import AlulaError, BundleError
 from alula.hardware import Fingerprint, fingerprint, int8_is_safe_here, thread_budget
 
@@ -293,7 +293,11 @@ def _start_checked(
             session, inputs, specs=manifest.signature.inputs, batch_size=settings.batch_size
         )
         outputs = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-        difference = _difference(expected, outputs)
+        if len(expected) != len(outputs):
+            raise BundleError(
+                bundle, f"{deployed.recipe} gave {len(outputs)} outputs; expected {len(expected)}."
+            )
+        difference = float(np.max([rms_difference(*pair) for pair in zip(expected, outputs, strict=True)]))
         limit = TOLERANCE[recipe.precision]
         if not difference <= limit:
             raise BundleError(
@@ -307,24 +311,11 @@ def _start_checked(
     return session
 
 
-def _difference(expected: Arrays, got: Arrays) -> float:
-    """Return the largest root-mean-square difference of an output, as a share of its own size."""
-    if len(expected) != len(got):
-        return float("inf")
-    worst = 0.0
-    for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape:
-            return float("inf")
-        wide = np.asarray(want, np.float64)
-        size = float(np.sqrt(np.mean(wide**2))) or 1.0
-        worst = float(np.maximum(worst, np.sqrt(np.mean((wide - np.asarray(have, np.float64)) ** 2)) / size))
-    return worst
-
-
 def fitted(settings: Settings, budget: int) -> Settings:
     """Return settings that use a thread budget in the way these use theirs.
 
-    Many narrow instances stay narrow, one wide instance stays one.
+    Many narrow instances stay narrow, one wide instance stays one. Knobs are left out where anything changes:
+    they were chosen for the threads that there were, and may be impossible with others.
 
     >>> str(fitted(Settings(threads=1, instances=2, batch_size=8), 4))
     '4x1 threads, batch 8'
@@ -335,10 +326,5 @@ def fitted(settings: Settings, budget: int) -> Settings:
         return settings
     if settings.instances > 1:
         threads = min(settings.threads, budget)
-        return Settings(
-            threads=threads,
-            instances=max(1, budget // threads),
-            batch_size=settings.batch_size,
-            knobs=settings.knobs,
-        )
-    return Settings(threads=budget, instances=1, batch_size=settings.batch_size, knobs=settings.knobs)
+        return Settings(threads=threads, instances=max(1, budget // threads), batch_size=settings.batch_size)
+    return Settings(threads=budget, instances=1, batch_size=settings.batch_size)

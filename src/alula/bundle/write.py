@@ -150,11 +150,14 @@ def _write(
         scratch.chmod(0o755)  # mkdtemp makes private folders
         if target.exists():
             old = scratch.with_name(f"{scratch.name}-old")
-            target.rename(old)
             try:
+                target.rename(old)
                 scratch.rename(target)
             except BaseException:
-                old.rename(target)
+                # An interrupt may come just after either of the two.
+                if not target.exists():
+                    old.rename(target)
+                shutil.rmtree(old, ignore_errors=True)
                 raise
             # The new one is in place: what is left of the old one is no reason to say that it is not.
             shutil.rmtree(old, ignore_errors=True)

@@ -86,22 +86,23 @@ def optimize(screen: Screen, model: str, data: str, **options: Any) -> None:
     MODEL is file.py:factory, package.module:factory, timm:NAME?option=value, torchvision:NAME, or a
     .onnx, .pt2 or TorchScript file.
     """
-    from alula.cli.progress import SearchProgress
+    from alula.cli.progress import search_progress
     from alula.cli.render import draw_search
     from alula.workflows import optimize as run
 
-    progress = SearchProgress(screen)
-    with run(
-        model,
-        _existing(data),
-        scenario=options["scenario"],
-        latency_limit=options["latency_limit"],
-        keep=options["keep"],
-        fresh=options["fresh"],
-        report=progress.report,
-        on_outcome=progress.outcome,
-        **_of_a_search(options),
-    ) as bundle:
+    with search_progress(screen, budget=options["budget"]) as progress:
+        bundle = run(
+            model,
+            _existing(data),
+            scenario=options["scenario"],
+            latency_limit=options["latency_limit"],
+            keep=options["keep"],
+            fresh=options["fresh"],
+            report=progress.report,
+            on_outcome=progress.outcome,
+            **_of_a_search(options),
+        )
+    with bundle:
         manifest = bundle.manifest
     screen.result(manifest, lambda console: draw_search(console, options["output"], manifest))
 
@@ -331,20 +332,21 @@ def whole_files(screen: Screen, model: str, data: str, **options: Any) -> None:
     longer stretch, and each window is pooled from their columns. That changes the scores a little: they are
     compared with those of window by window, and where they differ by more than --max-drop nothing is written.
     """
-    from alula.cli.progress import SearchProgress
+    from alula.cli.progress import search_progress
     from alula.cli.render import draw_ensemble
     from alula.workflows import optimize_whole_files
 
-    progress = SearchProgress(screen)
-    with optimize_whole_files(
-        model,
-        _existing(data),
-        windows=options["windows"],
-        keep_s=options["keep"],
-        report=progress.report,
-        on_outcome=progress.outcome,
-        **_of_a_search(options),
-    ) as made:
+    with search_progress(screen, budget=options["budget"]) as progress:
+        made = optimize_whole_files(
+            model,
+            _existing(data),
+            windows=options["windows"],
+            keep_s=options["keep"],
+            report=progress.report,
+            on_outcome=progress.outcome,
+            **_of_a_search(options),
+        )
+    with made:
         manifest = made.manifest
     screen.result(manifest, lambda console: draw_ensemble(console, options["output"], manifest))
 
@@ -562,13 +564,10 @@ def inspect(screen: Screen, bundle: Path) -> None:
 @command_options
 def demo(screen: Screen, output: Path, budget: str) -> None:
     """Go the whole way on a built-in example: synthesised birds, nothing to download."""
-    from alula.cli.progress import SearchProgress, job_progress
+    from alula.cli.progress import search_progress
     from alula.cli.render import draw_demo
     from alula.demo.run import run_demo
 
-    progress = SearchProgress(screen)
-    with job_progress(screen) as job:
-        result = run_demo(
-            output, budget=budget, report=progress.report, on_outcome=progress.outcome, progress=job
-        )
+    with search_progress(screen, budget=budget) as progress:
+        result = run_demo(output, budget=budget, report=progress.report, on_outcome=progress.outcome)
     screen.result(result, lambda console: draw_demo(console, result))

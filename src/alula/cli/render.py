@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, MemberRecord, read_measurements
-from alula.core import Accepted, Accuracy, Failed, Outcome, Rejected, Share
+from alula.core import Accepted, Accuracy, Failed, Outcome, Ratio, Recipe, Rejected, Share
 from alula.demo.run import DemoResult
 from alula.planning import plan_rows
-from alula.tuning import NO_TIME, read_journal
+from alula.tuning import NO_TIME, read_journal, standing
 from alula.workflows import (
     PRIOR,
     BenchReport,
@@ -84,6 +84,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         "baseline",
     )
     untried: dict[str, list[str]] = {}
+    losses: list[tuple[str, str]] = []
     luckier = False
     for row in _best_by_recipe(outcomes):
         if isinstance(row, Rejected) and not row.tried:
@@ -105,13 +106,17 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 "chosen" if chosen else "accepted",
             )
         else:
-            table.add_row(row.recipe.name, "", "", "", "", "", _loss(row))
+            losses.append((row.recipe.name, _loss(row)))
     console.print(table)
     if luckier:
         console.print(
             "The chosen one won side by side; the others' figures are from short looks in other minutes.",
             style="dim",
         )
+    if losses:
+        console.print()
+        _draw_pairs(console, losses)
+        console.print()
     for reason, names in untried.items():
         console.print(f"not tried ({reason}): {_short(names)}", style="dim", highlight=False)
     console.print()
@@ -132,17 +137,13 @@ def _loss(outcome: Failed | Rejected) -> str:
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
-    best: dict[str, Accepted] = {}
-    losses: dict[str, Failed | Rejected] = {}
-    for outcome in outcomes:
-        if isinstance(outcome, Accepted):
-            name = outcome.candidate.recipe.name
-            if name not in best or outcome.throughput.per_s > best[name].throughput.per_s:
-                best[name] = outcome
-        else:
-            losses[outcome.recipe.name] = outcome
-    winners = sorted(best.values(), key=lambda accepted: -accepted.throughput.per_s)
-    return [*winners, *(loss for name, loss in losses.items() if name not in best)]
+    best: dict[Recipe, Accepted] = {}
+    for accepted in standing(outcomes):
+        recipe = accepted.candidate.recipe
+        if recipe not in best or accepted.throughput.per_s > best[recipe].throughput.per_s:
+            best[recipe] = accepted
+    losses = {one.recipe: one for one in outcomes if not isinstance(one, Accepted) and one.recipe not in best}
+    return [*sorted(best.values(), key=lambda accepted: -accepted.throughput.per_s), *losses.values()]
 
 
 def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
@@ -424,6 +425,15 @@ def draw_bench(console: Console, report: BenchReport) -> None:
         console.print(f"warning: {text}", highlight=False, markup=False)
 
 
+def _speedup(ratio: Ratio) -> str:
+    """Return a speed-up in few words, for a column.
+
+    >>> _speedup(Ratio(2.31, 2.0, 2.6)), _speedup(Ratio(1.02, 0.9, 1.2))
+    ('2.3', '1.0 (no difference)')
+    """
+    return f"{ratio.median:.1f}" + ("" if ratio.certain else " (no difference)")
+
+
 def draw_survey(console: Console, report: SurveyReport) -> None:
     """Draw models side by side, the fastest first, then those that failed."""
     done = sorted(
@@ -434,7 +444,7 @@ def draw_survey(console: Console, report: SurveyReport) -> None:
         "M parameters": lambda row: _scaled(row.parameters, 1e6),
         "GMAC": lambda row: _scaled(row.macs, 1e9),
         "samples/s": lambda row: "" if row.throughput is None else f"{row.throughput.per_s:.1f}",
-        "x as it is": lambda row: "" if row.speedup is None else f"{row.speedup.median:.1f}",
+        "x as it is": lambda row: "" if row.speedup is None else _speedup(row.speedup),
         "of peak": lambda row: "" if row.of_peak is None else _of_peak(row.of_peak),
         "score": lambda row: "" if row.score is None else f"{row.score:g}",
     }

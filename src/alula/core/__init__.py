@@ -2,6 +2,7 @@
 
 from alula.core.bands import in_band
 from alula.core.blends import Blend, Geometric, Maximum, Mean, Minimum, Power, Rank
+from alula.core.differences import largest_difference, rms_difference
 from alula.core.inputs import (
     Affine,
     ArrayInput,
@@ -84,5 +85,7 @@ __all__ = [
     "Work",
     "ZScore",
     "in_band",
+    "largest_difference",
+    "rms_difference",
     "share_of_peak",
 ]

@@ -306,7 +306,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         accuracy: on all validation samples, or on those of a first rough check that it passed.
         relative: speed over the search's anchor, a fixed candidate measured just before and after; what
             candidates looked at in different minutes are compared by.
-        seconds: spent on it.
+        seconds: since the outcome before: of making, loading and checking it, where that was due, and of the
+            looks at it with the anchor's rounds beside them.
     """
 
     candidate: Candidate

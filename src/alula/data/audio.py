@@ -40,6 +40,7 @@ _MAX_AMPLITUDE = 1e10
 _UNKNOWN_FRAMES = (1 << 63) - 1
 
 # Two encoder delays of MP3 with a frame: what a whole file may lack of the length in its header.
+_LOOK_BYTES = 1 << 20
 _CODEC_PADDING_FRAMES = 4_608
 
 # Sizes that programs write into a header when they stream and cannot come back to correct it.
@@ -162,7 +163,7 @@ class AudioBlocks:
                     self.path,
                     f"damaged or truncated: decoding stopped after {at / self.rate_hz:.2f} s. "
                     "Replace the file.",
-                ) from error
+                ) from (_disk_error(file) or error)
             self._check_end(file, sound, at)
 
     def _check_values(self, block: npt.NDArray[np.float32], at: int) -> None:
@@ -188,7 +189,7 @@ class AudioBlocks:
                 raise DataError(
                     self.path,
                     f"truncated: {expected / self.rate_hz:.2f} s announced, {at / self.rate_hz:.2f} s there.",
-                )
+                ) from _disk_error(file)
         elif sound.format == "MP3":
             # libsndfile guesses the length from the bit rate of the first frame, and stops there.
             left = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
@@ -314,6 +315,17 @@ def _refuse_truncated(path: Path, file: BinaryIO, sound: Any) -> None:
     sizes = page[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + segments]
     if len(page) < _OGG_HEADER_BYTES + segments + sum(sizes) or len(page) < _OGG_HEADER_BYTES:
         raise DataError(path, "truncated: the last page of the Ogg file is incomplete.")
+
+
+def _disk_error(file: BinaryIO) -> OSError | None:
+    """Return what keeps a file from being read to its end; None where nothing does, and it is damaged."""
+    descriptor, at = file.fileno(), 0
+    try:
+        while data := os.pread(descriptor, _LOOK_BYTES, at):
+            at += len(data)
+    except OSError as error:
+        return error
+    return None
 
 
 def _has_mp3_length(file: BinaryIO) -> bool:

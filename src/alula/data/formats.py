@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -147,9 +148,13 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     except OSError as error:
         raise DataError(folder, f"The folder cannot be listed: {error.strerror}.") from error
     for entry in listed:
-        if entry.is_dir():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself, or to where nobody may look: reading it says why
+            is_folder, is_file = False, True
+        if is_folder:
             yield from _walk(folder / entry.name, seen)
-        elif entry.is_file() or (entry.is_symlink() and not (folder / entry.name).exists()):
+        elif is_file or (entry.is_symlink() and not (folder / entry.name).exists()):
             yield folder / entry.name
 
 
@@ -187,17 +192,8 @@ def _expand(pattern: str | Path, kind: Kind) -> list[Path]:
         return [path]
     if not glob.has_magic(str(pattern)):
         raise DataError(path, f"The file or folder does not exist. {expected} {_beside(path.parent)}")
-    # Path.glob has no absolute patterns, and matches hidden files.
-    names = glob.glob(_any_case(str(pattern)), recursive=True)  # noqa: PTH207 (see above)
-    matches = [Path(name) for name in sorted(names)]
-    deep = "**" in path.parts
-    files = []
-    for match in matches:
-        if not match.is_dir():
-            files.append(match)
-        elif not deep:  # `**` matches what is in the folders already
-            files.extend(list_files(match))
     fixed = _fixed_part(path)
+    files = _deep_matches(path, fixed) if "**" in path.parts else _matches(path)
     kept = [
         file
         for file in files
@@ -207,6 +203,42 @@ def _expand(pattern: str | Path, kind: Kind) -> list[Path]:
         was = f"The pattern matches nothing to read: {describe_files(files)}."
         raise DataError(pattern, f"{was} {expected} {_beside(fixed)}".strip())
     return kept
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Return the files that a glob without `**` matches, and those in the folders that it matches."""
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()  # a folder may be matched by its name and by a link's
+    # Path.glob has no absolute patterns, and matches hidden files.
+    for match in map(Path, sorted(glob.glob(_any_case(str(pattern))))):  # noqa: PTH207 (see above)
+        if match.is_dir():
+            files += sorted(_walk(match, seen), key=lambda path: path.parts)
+        else:
+            files.append(match)
+    return files
+
+
+def _deep_matches(pattern: Path, fixed: Path) -> list[Path]:
+    """Return the files that a glob with `**` matches; a folder is looked into once, whatever links to it."""
+    if not fixed.is_dir():
+        return []
+    wanted = Path(_any_case(str(pattern))).parts[len(fixed.parts) :]
+    return [file for file in list_files(fixed) if _fits(file.parts[len(fixed.parts) :], wanted)]
+
+
+def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Return whether the parts of a path fit those of a glob, of which `**` fits any number.
+
+    >>> _fits(("a", "b", "c.wav"), ("**", "*.wav")), _fits(("c.wav",), ("**", "*.wav"))
+    (True, True)
+    >>> _fits(("a", "c.wav"), ("b", "**", "*.wav")), _fits(("a", "b"), ("**", "c", "**"))
+    (False, False)
+    """
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_fits(parts[skipped:], wanted[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
 def _any_case(pattern: str) -> str:

@@ -17,7 +17,6 @@ from alula.core import Outcome
 from alula.demo.model import demo_input, weights_path
 from alula.demo.songs import LABELS, read_truth, window_truth, write_clips, write_soundscapes
 from alula.errors import UsageError
-from alula.pipeline import Progress
 from alula.workflows import PredictionReport, load_bundle, optimize, predict
 
 __all__ = ["DemoResult", "run_demo"]
@@ -55,7 +54,6 @@ def run_demo(
     budget: str,
     report: Callable[[str], None],
     on_outcome: Callable[[Outcome], None],
-    progress: Callable[[Progress], None],
 ) -> DemoResult:
     """Make synthetic birds, optimize the built-in classifier, predict over soundscapes, score it.
 
@@ -64,7 +62,6 @@ def run_demo(
         budget: of the search, such as `3m`.
         report: gets lines of text about what is being done.
         on_outcome: gets every outcome of the search.
-        progress: gets the progress of the folder run.
 
     Raises:
         UsageError: the folder exists and is not a demo's.
@@ -98,10 +95,7 @@ def run_demo(
     # The demo's own bundle, made a moment ago: its code is ours.
     with load_bundle(bundle_path, trust_code=True) as bundle:
         prediction = predict(
-            bundle,
-            sorted((folder / "soundscapes").glob("*.wav")),
-            output=folder / "predictions.csv",
-            progress=progress,
+            bundle, sorted((folder / "soundscapes").glob("*.wav")), output=folder / "predictions.csv"
         )
         manifest = bundle.manifest
     scores, truth = _against_truth(folder / "predictions.csv", truth_path)

@@ -71,8 +71,12 @@ class OnnxRuntimeEngine:
         return tuple(worth)
 
     def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
-        """See `Engine.build`: the ONNX file is the artifact; graph optimisation happens at load."""
-        shutil.copy2(export / ARTIFACT_FILES["onnx"], artifact)
+        """See `Engine.build`: the ONNX file is the artifact; graph optimisation happens at load.
+
+        Weights of more than 1.5 GiB lie beside it.
+        """
+        for file in export.glob(f"{ARTIFACT_FILES['onnx']}*"):
+            shutil.copy2(file, artifact)
 
     def load(
         self, artifact: Path, *, recipe: Recipe, signature: Signature, settings: Settings

@@ -126,8 +126,8 @@ class OpenVinoSession:
         self._compiled: _Compiled | None = self._compile(self._fixed)
         if _takes_bf16(recipe) and "bf16" not in self._compiled.precisions():
             raise EngineError(
-                f"OpenVINO computes nothing of this model in BF16 on this CPU, which `{recipe}` is for; use "
-                "the recipe without it."
+                f"OpenVINO computes nothing of this model in BF16 on this CPU: `{recipe}` would be the same "
+                "as the recipe without BF16."
             )
 
     def _compile(self, specs: tuple[TensorSpec, ...]) -> _Compiled:

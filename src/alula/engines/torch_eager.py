@@ -65,18 +65,24 @@ class TorchSession:
         self._call = call
         self._signature = signature
         self._threads = settings.threads
+        self._changes_inputs: bool | None = None  # not known before the first call
 
     def run(self, inputs: Arrays) -> Arrays:
         """See `alula.engines.base.Session.run`."""
         import torch
 
         check_inputs(self._name, self._signature.inputs, inputs)
-        tensors = [_as_tensor(array) for array in inputs]
+        tensors = [_as_tensor(array, copied=self._changes_inputs is not False) for array in inputs]
         try:
             with _thread_settings(self._threads), torch.inference_mode():
-                return flat_arrays(self._call(*tensors))
-        except (RuntimeError, TypeError, ValueError) as error:
+                outputs = flat_arrays(self._call(*tensors))
+        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
             raise EngineError(f"Engine `{self._name}` failed on a batch: {first_line(error)}") from error
+        if self._changes_inputs is None:
+            # A module may work in place; the caller's arrays stay what they were.
+            pairs = ((mine.numpy(), given) for mine, given in zip(tensors, inputs, strict=True))
+            self._changes_inputs = not all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
+        return outputs
 
     def close(self) -> None:
         """See `alula.engines.base.Session.close`."""
@@ -107,12 +113,12 @@ def _flushes_denormals() -> bool:
     return bool(_SMALLEST * np.float64(1.0) == 0.0)
 
 
-def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def _as_tensor(array: np.ndarray[Any, Any], *, copied: bool) -> torch.Tensor:
     import torch
 
     # from_numpy shares memory, warns on read-only arrays, which memory-mapped inputs are, and refuses
     # negative strides.
-    plain = array.flags.writeable and array.flags.c_contiguous
+    plain = not copied and array.flags.writeable and array.flags.c_contiguous
     return torch.from_numpy(array if plain else array.copy(order="C"))
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Signature, TensorSpec
+from alula.core import ARTIFACT_FILES, ExportFormat, Signature, TensorSpec, largest_difference
 from alula.errors import EngineUnavailableError, ModelError
 from alula.export.openvino_export import export_openvino, run_openvino
 from alula.export.rewrites import rewritten
-from alula.libraries import import_onnxruntime, onnxruntime_failures, with_flat_outputs
+from alula.libraries import copies, import_onnxruntime, onnxruntime_failures, with_flat_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ __all__ = [
     "Exported",
     "copy_onnx",
     "export_module",
-    "largest_difference",
+    "external_files",
     "signature_of_module",
     "signature_of_onnx",
 ]
@@ -86,8 +86,8 @@ def export_module(
     others = tuple(np.concatenate([sample[::-1], sample[:1]]) for sample in samples)
     checks = tuple(torch.from_numpy(other) for other in others)
     with torch.no_grad():
-        outputs = plain(*tensors)
-        references = [tensor.numpy() for tensor in wrapped(*checks)]
+        outputs = plain(*copies(tensors))
+        references = [tensor.numpy().copy() for tensor in wrapped(*copies(checks))]
     signature = _signature(module, samples, outputs)
     path = folder / ARTIFACT_FILES[target]
 
@@ -97,21 +97,21 @@ def export_module(
             _refuse(target, difference, rounding=_rounding(wrapped, checks, references))
 
     if target == "onnx":
-        _export_onnx(wrapped, tensors, signature, path)
+        _export_onnx(wrapped, copies(tensors), signature, path)
         check(_run_onnx(path, signature, others))
     elif target == "exported":
-        program = _export_program(wrapped, tensors)
+        program = _export_program(wrapped, copies(tensors))
         torch.export.save(program, path)
         reloaded = torch.export.load(path).module()
         check(_run_torch(target, reloaded, checks))
     elif target == "torchscript":
-        _export_torchscript(wrapped, tensors, path)
+        _export_torchscript(wrapped, copies(tensors), path)
         with _quiet():
             reloaded = torch.jit.load(str(path))
             check(_run_torch(target, reloaded, checks))
     elif target == "openvino":
         with _quiet():
-            export_openvino(wrapped, tensors, signature, path)
+            export_openvino(wrapped, copies(tensors), signature, path)
         check(run_openvino(path, others))
     return Exported(signature, notes)
 
@@ -132,11 +132,15 @@ def signature_of_module(module: nn.Module, samples: Sequence[NDArray[np.generic]
     with torch.no_grad():
         try:
             outputs = module(*tensors)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             shapes = ", ".join(f"{sample.dtype} {sample.shape}" for sample in samples)
+            advice = (
+                "Export it with a batch axis of any size: `dynamic_shapes=({0: torch.export.Dim('b')},)`."
+                if "size()[0]" in str(error)
+                else "Check that the input description gives the shape that the model was trained on."
+            )
             raise ModelError(
-                f"The model fails on real samples ({shapes}): {_short(error)} Check that the input "
-                "description gives the shape that the model was trained on."
+                f"The model fails on real samples ({shapes}): {_short(error)} {advice}"
             ) from error
     return _signature(module, samples, outputs)
 
@@ -145,11 +149,7 @@ def _signature(module: nn.Module, samples: Sequence[NDArray[np.generic]], output
     import torch
     from torch.utils import _pytree as pytree
 
-    names = [
-        parameter.name
-        for parameter in inspect.signature(module.forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    names = _argument_names(module)
     if len(names) < len(samples):
         names = [f"input_{index}" for index in range(len(samples))]
     flat = [
@@ -171,6 +171,16 @@ def _signature(module: nn.Module, samples: Sequence[NDArray[np.generic]], output
     if not specs:
         raise ModelError("The model returned no tensor; expected at least one output tensor.")
     return Signature(inputs, _distinct(specs, {spec.name for spec in inputs}))
+
+
+def _argument_names(module: nn.Module) -> list[str]:
+    """Return the names of what `forward` takes by position; none where it does not tell."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # of a TorchScript file
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind in positional]
 
 
 def _output_name(path: Sequence[Any], index: int) -> str:
@@ -215,8 +225,15 @@ def _export_program(wrapped: nn.Module, tensors: tuple[torch.Tensor, ...]) -> to
     with _quiet(), torch.no_grad():
         try:
             return torch.export.export(wrapped, tensors, dynamic_shapes=dynamic, strict=False)
-        except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+        except _torch_export_failures() as error:
             raise ModelError(f"torch.export cannot export this model: {_short(error)}") from error
+
+
+def _torch_export_failures() -> tuple[type[Exception], ...]:
+    import torch
+    from torch._export.verifier import SpecViolationError  # of TorchScript files, whose weights are hidden
+
+    return (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException, SpecViolationError)
 
 
 def _export_onnx(
@@ -245,7 +262,7 @@ def _export_onnx(
         try:
             with _quiet(), torch.no_grad():
                 torch.onnx.export(
-                    wrapped,
+                    _traceable(wrapped, tensors),
                     tensors,
                     str(path),
                     dynamo=False,
@@ -258,6 +275,15 @@ def _export_onnx(
             raise ModelError(
                 f"The model cannot be exported to ONNX: {_short(first)} By tracing: {_short(second)}"
             ) from second
+
+
+def _traceable(wrapped: nn.Module, tensors: tuple[torch.Tensor, ...]) -> nn.Module:
+    """Return a module that the ONNX exporter can trace: it cannot by itself look into TorchScript files."""
+    import torch
+
+    if not any(isinstance(module, torch.jit.ScriptModule) for module in wrapped.modules()):
+        return wrapped
+    return torch.jit.trace(wrapped, copies(tensors), check_trace=False)
 
 
 def _run_onnx(
@@ -276,6 +302,8 @@ def _run_onnx(
         return reference
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a failure is raised; it need not be printed as well
+    # By itself it would start a thread per core of the host, whatever the quota is.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         outputs: Sequence[NDArray[np.generic]] = session.run(names, feeds)
@@ -302,7 +330,7 @@ def _run_torch(
 
     with torch.no_grad():
         try:
-            outputs = program(*tensors)
+            outputs = program(*copies(tensors))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise _unlike(target, error) from error
     return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
@@ -313,24 +341,6 @@ def _unlike(target: str, error: BaseException) -> ModelError:
         f"The {target} export fails on a batch that it was not made with: {_short(error)} The exporter took "
         "something for a constant that depends on the data; keep the model's computation in tensors."
     )
-
-
-def largest_difference(expected: Sequence[NDArray[np.generic]], got: Sequence[NDArray[np.generic]]) -> float:
-    """Return the largest absolute difference, as a share of each expected output's largest magnitude.
-
-    NaN anywhere gives NaN.
-
-    >>> largest_difference([np.array([0.0, 10.0])], [np.array([0.0, 10.01])])  # doctest: +ELLIPSIS
-    0.00099...
-    """
-    worst = 0.0
-    for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape:
-            return float("inf")
-        scale = float(np.abs(want).max(initial=0.0)) or 1.0
-        difference = np.abs(np.asarray(want, np.float64) - np.asarray(have, np.float64))
-        worst = float(np.maximum(worst, difference.max(initial=0.0) / scale))
-    return worst
 
 
 def _rounding(
@@ -388,6 +398,22 @@ def copy_onnx(path: Path, target: Path) -> None:
         onnx.save_model(onnx.load(path), target)
     except _onnx_read_failures() as error:
         raise ModelError(f"{path} cannot be read as one ONNX file: {_short(error)}") from error
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """Return the files beside an ONNX file in which it keeps weights; none for a file that cannot be read."""
+    try:
+        import onnx
+    except ImportError:
+        return ()
+    try:
+        initializers = onnx.load(path, load_external_data=False).graph.initializer
+    except _onnx_read_failures():
+        return ()
+    names = {
+        entry.value for tensor in initializers for entry in tensor.external_data if entry.key == "location"
+    }
+    return tuple(path.parent / name for name in sorted(names) if (path.parent / name).is_file())
 
 
 def signature_of_onnx(path: Path) -> Signature:

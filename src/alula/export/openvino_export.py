@@ -59,7 +59,9 @@ def run_openvino(path: Path, samples: Sequence[NDArray[np.generic]]) -> list[NDA
     """
     ov = import_openvino()
     try:
-        compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        # By itself it would start a thread per core of the host, whatever the quota is.
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        compiled = ov.Core().compile_model(path, "CPU", options)
         return [np.array(value) for value in compiled(tuple(samples)).to_tuple()]
     except RuntimeError as error:
         raise ModelError(

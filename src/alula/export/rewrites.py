@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.core import largest_difference
 from alula.errors import ModelError
+from alula.libraries import copies, leaves
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +157,7 @@ def _record_convolutions(
         handles.append(child.register_forward_hook(leaving))
     try:
         with torch.no_grad(), Recorder():
-            module(*tensors)
+            module(*copies(tensors))
     finally:
         for handle in handles:
             handle.remove()
@@ -234,16 +236,12 @@ def _plain_convolution(
 
 def _check_same(original: nn.Module, result: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
     import torch
-    from torch.utils import _pytree as pytree
+
+    def outputs(module: nn.Module) -> list[NDArray[Any]]:
+        return [leaf.numpy() for leaf in leaves(module(*copies(tensors)))]
 
     with torch.no_grad():
-        expected = pytree.tree_leaves(original(*tensors))
-        got = pytree.tree_leaves(result(*tensors))
-    for want, have in zip(expected, got, strict=True):
-        if not isinstance(want, torch.Tensor):
-            continue
-        scale = float(want.abs().max()) or 1.0
-        difference = float((want - have).abs().max()) / scale
+        difference = largest_difference(outputs(original), outputs(result))
         if not difference <= 1e-4:
             raise ModelError(
                 f"The rewritten module differs from the original by {difference:.2g} of the output scale; "

@@ -12,6 +12,8 @@ from alula.errors import DataError, EngineUnavailableError
 
 __all__ = ["ImageFeatures"]
 
+_MOST_PIXELS = 2**27  # of an image that is resized by its shorter side: a thin one becomes very long
+
 
 class ImageFeatures:
     """Turns decoded images into the arrays that a model takes.
@@ -80,6 +82,12 @@ class ImageFeatures:
             size = (wanted.resize, int(wanted.resize * height / width))
         else:
             size = (int(wanted.resize * width / height), wanted.resize)
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise DataError(
+                "image",
+                f"it is {width} x {height} pixels, and {size[0]} x {size[1]} when it is resized; expected at "
+                f"most {_MOST_PIXELS} then. Cut the image.",
+            )
         if size != (width, height):
             picture = picture.resize(size, Image.Resampling[wanted.interpolation.upper()])
         top = round((size[1] - wanted.height) / 2.0)

@@ -16,6 +16,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import msgspec
@@ -180,17 +181,21 @@ def _row_grid(demand: Demand) -> tuple[float, float]:
     return _hop_s(audio) / demand.rows, _checked_keep_s(audio, demand.keep_s, demand.rows)
 
 
-def _grid(demand: Demand) -> tuple[float, float] | None:
-    """Return the same, so that equal ones compare equal; None for files without times."""
-    if not isinstance(demand.description, AudioInput):
+def _grid(demand: Demand) -> tuple[Fraction, float] | None:
+    """Return the same, so that equal ones compare equal; None for files without times.
+
+    The first is exact, by samples: what differs by less than one would be a window after a day.
+    """
+    audio = demand.description
+    if not isinstance(audio, AudioInput):
         return None
-    hop_s, keep_s = _row_grid(demand)
-    return round(hop_s, 6), round(keep_s, 6)
+    _, keep_s = _row_grid(demand)
+    return Fraction(audio.hop_samples, audio.sample_rate_hz * demand.rows), round(keep_s, 6)
 
 
 def _grid_in_words(demand: Demand) -> str:
-    hop_s, keep_s = _grid(demand) or (0.0, 0.0)
-    return f"{keep_s:g} s every {hop_s:g} s"
+    hop_s, keep_s = _grid(demand) or (Fraction(0), 0.0)
+    return f"{keep_s:g} s every {float(hop_s):.9g} s"
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from alula.libraries.openvino import (
 from alula.libraries.pytorch import (
     INSTALL_TORCH,
     backend_of,
+    copies,
     import_torch,
     leaves,
     require_torch,
@@ -28,6 +29,7 @@ __all__ = [
     "INSTALL_OPENVINO",
     "INSTALL_TORCH",
     "backend_of",
+    "copies",
     "import_nncf",
     "import_onnxruntime",
     "import_openvino",

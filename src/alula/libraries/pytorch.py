@@ -1,10 +1,10 @@
-"""PyTorch: installed or not, what a module returns as a flat tuple, and the kernels of its integer layers."""
+"""PyTorch: installed or not, what a module takes and returns, and the kernels of its integer layers."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alula.core import Recipe
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INSTALL_TORCH",
     "backend_of",
+    "copies",
     "import_torch",
     "leaves",
     "require_torch",
@@ -58,6 +59,11 @@ def leaves(outputs: object) -> tuple[torch.Tensor, ...]:
     from torch.utils import _pytree as pytree
 
     return tuple(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
+
+
+def copies(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return copies to call a module with, which may change its inputs in place."""
+    return tuple(tensor.clone() for tensor in tensors)
 
 
 def with_flat_outputs(module: nn.Module) -> nn.Module:

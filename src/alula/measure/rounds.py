@@ -173,6 +173,17 @@ class Concurrency:
             instances=self._instances,
         )
 
+    def each(self, work: Callable[[int], Result]) -> list[Result]:
+        """Call `work` once in every instance, all at the same time, and return what it gives, in order.
+
+        Args:
+            work: takes the instance.
+
+        Raises:
+            Exception: the first one that `work` raised, when the other instances have ended too.
+        """
+        return self._together(lambda instance, _: work(instance), threading.Event())[0]
+
     def _together(
         self, work: Callable[[int, float], Result], stop: threading.Event
     ) -> tuple[list[Result], float]:

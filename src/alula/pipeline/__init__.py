@@ -21,7 +21,14 @@ from alula.pipeline.deadline import (
     WorkLeft,
     complete,
 )
-from alula.pipeline.detections import Recordings, Selection, read_prior, read_thresholds
+from alula.pipeline.detections import (
+    DetectionFolderSink,
+    DetectionSink,
+    Recordings,
+    Selection,
+    read_prior,
+    read_thresholds,
+)
 from alula.pipeline.forecast import Finished, Forecast, Remaining, StageCost
 from alula.pipeline.formats import FORMATS, TableOptions, sink_for
 from alula.pipeline.jobs import JobSummary, Progress, TaskResult, iter_job, run_job
@@ -54,6 +61,8 @@ __all__ = [
     "CsvSink",
     "DeadlineScheduler",
     "Decision",
+    "DetectionFolderSink",
+    "DetectionSink",
     "ErrorReport",
     "FileKey",
     "FileTask",

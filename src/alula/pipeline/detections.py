@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from alula.errors import DataError, JobError, UsageError, closest
+from alula.errors import DataError, JobError, UsageError, closest, plain_text
 from alula.pipeline.atomic import AtomicFile, AtomicFolder
 from alula.pipeline.sinks import (
     Columns,
@@ -29,7 +29,6 @@ from alula.pipeline.sinks import (
     Scores,
     Sink,
     csv_line,
-    plain_text,
     seconds_text,
 )
 

@@ -84,6 +84,7 @@ class Pacer(Generic[K]):
         clock: seconds, never going back; thread-safe.
         first_rows: rows of a first piece.
         least_rows: no piece is smaller, as far as there are rows.
+        at_once: pieces that are computed at the same time, so that each takes as many times longer.
         care: see `Care`.
     """
 
@@ -98,6 +99,7 @@ class Pacer(Generic[K]):
         clock: Callable[[], float],
         first_rows: int,
         least_rows: int = 1,
+        at_once: int = 1,
         care: Care | None = None,
     ) -> None:
         self._declare = ladder
@@ -108,6 +110,7 @@ class Pacer(Generic[K]):
         self._clock = clock
         self._first_rows = first_rows
         self._least_rows = least_rows
+        self._at_once = at_once
         self._decides_since_s = 0.0
         self._decided_s = self._recorded_s = self._looked_s = -math.inf
         self._row_s = 0.0
@@ -195,7 +198,8 @@ class Pacer(Generic[K]):
             if decision.rows < at_hand:
                 rows = min(at_hand, max(1, decision.rows // self._least_rows) * self._least_rows)
             # A piece that would not end in time would keep the process from its end, and be lost.
-            if decision.rung is None or now_s + rows * self._row_s > decision.stop_s:
+            piece_s = rows * self._row_s * self._at_once
+            if decision.rung is None or now_s + piece_s > decision.stop_s:
                 self._is_over = True
                 return None
             self._rung = decision.rung

@@ -382,6 +382,8 @@ class Schedule(Generic[T, K]):
         assert seat.opened is not None
         opened = seat.opened
         with self._lock:
+            if seat.has_lent:  # it is awake again, and no batch may be closed before its rows are written
+                self._preparing.add(opened.index)
             self._room += seat.rows - count
             seat.rows = 0
             self._rows += count

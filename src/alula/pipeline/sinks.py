@@ -25,7 +25,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from alula.errors import AlulaError, DataError, EngineUnavailableError, JobError, UsageError, closest
+from alula.errors import (
+    AlulaError,
+    DataError,
+    EngineUnavailableError,
+    JobError,
+    UsageError,
+    closest,
+    plain_text,
+)
 from alula.pipeline.atomic import AtomicFile, AtomicFolder, ListFile, writing
 
 __all__ = [
@@ -42,7 +50,6 @@ __all__ = [
     "Sink",
     "csv_line",
     "fixed_columns",
-    "plain_text",
     "seconds_text",
 ]
 
@@ -89,6 +96,14 @@ class Sink(Protocol):
 
     def open(self) -> None:
         """Make the temporary file, so that a place that cannot be written to is found before the work."""
+
+    def expect(self, paths: Sequence[str]) -> None:
+        """Check what can be checked before the work: the inputs whose rows may come.
+
+        Raises:
+            JobError: they cannot stand in one table.
+        """
+        return
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append rows; `scores` has shape (n, c), or (n, ...) and is flattened per row.
@@ -159,11 +174,6 @@ def fixed_columns(kind: Kind) -> tuple[str, ...]:
             f"{closest(kind, get_args(Kind))}"
         )
     return ("path", "start_s", "end_s") if kind == "audio" else ("path",)
-
-
-def plain_text(name: str) -> str:
-    # File names need not be UTF-8; tables must be.
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def csv_line(fields: Sequence[str]) -> str:

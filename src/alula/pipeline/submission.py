@@ -155,6 +155,7 @@ class BirdclefSink(LineSink):
         self._matched = False
         self._extra: str | None = None
         self._notes: tuple[str, ...] = ()
+        self._odd_rows, self._odd_row = 0, ""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -168,13 +169,22 @@ class BirdclefSink(LineSink):
         self._missing = dict.fromkeys(() if self._sample is None else self._sample.row_ids)
         self._matched = self._sample is not None and self._sample.rows_elsewhere
         self._extra, self._notes = None, ()
+        self._odd_rows, self._odd_row = 0, ""
         super().open()
+
+    def expect(self, paths: Sequence[str]) -> None:
+        """Raise `JobError` where two recordings would have the same row ids."""
+        known: dict[str, str] = {}
+        for path in paths:
+            self._check_stem(known, path)
 
     def write(self, rows: Sequence[Row], scores: Scores) -> None:
         """Append one line per row; `scores` has shape (n, c), values in [0, 1].
 
+        Scores that are no numbers, as silence gives in some models, are filled: no site takes such a table.
+
         Raises:
-            JobError: when a score is NaN or out of range, two rows would have the same `row_id`, the sample
+            JobError: when a score is out of range, two rows would have the same `row_id`, the sample
                 lacks some of the rows, the scores do not fit the rows or columns, or the table cannot be
                 written.
         """
@@ -182,6 +192,11 @@ class BirdclefSink(LineSink):
         if self._places is not None:
             flat = flat[:, self._places]
         row_ids = [self._row_id(row) for row in rows]
+        odd = ~np.isfinite(flat)
+        if odd.any():
+            self._odd_row = self._odd_row or row_ids[int(np.argmax(odd.any(axis=1)))]
+            self._odd_rows += int(odd.any(axis=1).sum())
+            flat = np.where(odd, np.float32(self._even), flat)
         within = (flat >= -SCORE_TOLERANCE) & (flat <= 1 + SCORE_TOLERANCE)
         if not within.all():
             i, k = (int(place[0]) for place in np.nonzero(~within))
@@ -193,16 +208,10 @@ class BirdclefSink(LineSink):
         self._append([csv_line([row_id]) for row_id in row_ids], np.clip(flat, 0, 1))
 
     def _row_id(self, row: Row) -> str:
-        stem = Path(row.path).stem
         if row.end_s is None:
             raise JobError(f"{self._path}: {row.path} has no times; expected windows of audio.")
         end_s = round(row.end_s)
-        other = self._paths.setdefault(stem, row.path)
-        if other != row.path:
-            raise JobError(
-                f"{self._path}: {other} and {row.path} would have the same row ids. Rename one of them or "
-                "run them apart."
-            )
+        stem = self._check_stem(self._paths, row.path)
         if end_s <= self._ends_s.get(stem, -1):
             raise JobError(
                 f"{self._path}: two windows of {row.path} would have the row id `{stem}_{end_s}`. "
@@ -210,6 +219,17 @@ class BirdclefSink(LineSink):
             )
         self._ends_s[stem] = end_s
         return f"{stem}_{end_s}"
+
+    def _check_stem(self, known: dict[str, str], path: str) -> str:
+        """Return the stem of a recording, which no other known one may have."""
+        stem = Path(path).stem
+        other = known.setdefault(stem, path)
+        if other != path:
+            raise JobError(
+                f"{self._path}: {other} and {path} would have the same row ids. Rename one of them or run "
+                "them apart."
+            )
+        return stem
 
     def _compare(self, row_ids: Sequence[str]) -> None:
         if self._sample is None or not (self._sample.row_ids or self._sample.rows_elsewhere):
@@ -229,22 +249,31 @@ class BirdclefSink(LineSink):
 
     def _finish(self, file: AtomicFile) -> None:
         super()._finish(file)
+        if self._odd_rows:
+            self._notes = (
+                f"{self._odd_rows} rows, such as `{self._odd_row}`, had scores that are no numbers; these "
+                f"are filled with {self._even:.3g}.",
+            )
         if self._sample is None or not self._missing:
             return
         count, first = len(self._missing), next(iter(self._missing))
         if self._extra is not None:
-            self._notes = (
+            self._notes += (
                 f"None of the {count} rows of {self._sample.path}, such as `{first}`, was predicted: its "
                 "columns were used, its rows were not.",
             )
             return
-        even = np.full((1, len(self._names)), 1 / len(self._names), np.float32)
+        even = np.full((1, len(self._names)), self._even, np.float32)
         for row_id in self._missing:
             self._append([csv_line([row_id])], even)
-        self._notes = (
+        self._notes += (
             f"{count} rows of {self._sample.path}, such as `{first}`, had no prediction and were filled with "
-            f"{1 / len(self._names):.3g} for each label.",
+            f"{self._even:.3g} for each label.",
         )
+
+    @property
+    def _even(self) -> float:
+        return 1 / len(self._names)
 
     def _score_names(self) -> Sequence[str]:
         return self._names

@@ -36,6 +36,7 @@ class OnnxRuntimeDynamic:
 
     Convolutions stay in FP32: with ConvInteger (ONNX Runtime 1.31, AVX-512 VNNI) resnet50 was no faster than
     in FP32 and tf_efficientnet_b0_ns half as fast; with signed weights both were four times slower at least.
+    So there is but one scope.
 
     Ranges are taken over a whole batch, so a sample's outputs depend a little on what it is batched with.
     """

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alula import core
 from alula.core import ARTIFACT_FILES, Recipe
 from alula.errors import EngineError
-from alula.libraries import leaves, with_flat_outputs
+from alula.libraries import copies, leaves, with_flat_outputs
 from alula.quantization.base import Batches, Material
 
 if TYPE_CHECKING:
@@ -188,12 +189,12 @@ def write_torchscript(module: nn.Module, material: Material, artifact: Path) -> 
     example = example_of(material)
     other = another(example, material)
     ways: tuple[Callable[[], Any], ...] = (
-        lambda: _traced(module, example),
+        lambda: _traced(module, copies(example)),
         lambda: torch.jit.script(module),
     )
     problems = []
     with torch.no_grad(), one_line_failures("The quantized module fails"):
-        expected = leaves(module(*other))
+        expected = leaves(module(*copies(other)))
         for make in ways:
             try:
                 make().save(str(path))
@@ -239,7 +240,7 @@ def _outputs_again(path: Path, batch: Sequence[torch.Tensor]) -> Iterator[tuple[
         module = torch.jit.load(str(path))
         with torch.jit.optimized_execution(optimised):
             for _ in range(1 + optimised):
-                yield leaves(module(*batch))
+                yield leaves(module(*copies(batch)))
 
 
 def _tensors(batch: Sequence[NDArray[np.generic]]) -> tuple[torch.Tensor, ...]:
@@ -258,16 +259,9 @@ def another(batch: Sequence[torch.Tensor], material: Material) -> tuple[torch.Te
 
 
 def largest_difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
-    """Return the largest absolute difference as a share of each output's largest magnitude; NaN gives inf."""
-    worst = 0.0
-    if len(expected) != len(got):
+    """Return `alula.core.largest_difference` of tensors; NaN and another dtype give infinity."""
+    if [one.dtype for one in expected] != [one.dtype for one in got]:
         return float("inf")
-    for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape or want.dtype != have.dtype:
-            return float("inf")
-        if not want.numel():
-            continue
-        wide = want.double()
-        difference = float((wide - have.double()).abs().max()) / (float(wide.abs().max()) or 1.0)
-        worst = max(worst, float("inf") if math.isnan(difference) else difference)
-    return worst
+    wide = ([one.double().numpy() for one in several] for several in (expected, got))
+    difference = core.largest_difference(*wide)
+    return float("inf") if math.isnan(difference) else difference

@@ -26,7 +26,8 @@ __all__ = ["TorchDynamic", "for_torch", "for_torchscript"]
 class TorchDynamic:
     """PyTorch's dynamic quantization: 8-bit weights once, activations by their range in each call.
 
-    Only layers whose weights weigh more than their activations gain: linear, LSTM, GRU and their cells.
+    Only layers whose weights weigh more than their activations gain: linear, LSTM, GRU and their cells. They
+    are the one scope that there is.
     Ranges are taken over a whole batch, so a sample's outputs depend a little on what it is batched with.
     Activations use 7 bits everywhere (PyTorch's own choice), which no CPU saturates.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alula.core import ExportFormat, Recipe
 from alula.errors import EngineError
-from alula.libraries import INSTALL_TORCH, backend_of, leaves, require_torch, using_backend
+from alula.libraries import INSTALL_TORCH, backend_of, copies, leaves, require_torch, using_backend
 from alula.quantization.base import Material
 from alula.quantization.torch_artifacts import (
     calibrate,
@@ -38,8 +38,9 @@ FUSION_LIMIT = 1e-3
 class TorchEagerMode:
     """PyTorch's eager-mode quantization: fuse, `prepare`, calibrate, `convert`, TorchScript.
 
-    The module says with its stubs where integers begin and end. What can be fused is found by watching which
-    modules pass tensors to each other, and kept where the outputs stay the same.
+    The module says with its stubs where integers begin and end, so there is no scope to choose. What can be
+    fused is found by watching which modules pass tensors to each other, and kept where the outputs stay the
+    same.
 
     Args:
         engine: that runs the TorchScript file: `torch` as it is, `torchscript` frozen.
@@ -116,7 +117,7 @@ def fused(module: nn.Module, example: Sequence[torch.Tensor]) -> nn.Module:
 
     sequences = sequences_called(module, example)
     with torch.no_grad():
-        expected = leaves(module(*example))
+        expected = leaves(module(*copies(example)))
         together = _fused_if_same(module, sequences, example, expected)
         if together is not None:
             return together
@@ -137,7 +138,8 @@ def _fused_if_same(
     candidate = copy.deepcopy(module)
     if sequences:
         candidate = fuse_modules(candidate, [list(sequence) for sequence in sequences], inplace=True)
-    return candidate if largest_difference(expected, leaves(candidate(*example))) <= FUSION_LIMIT else None
+    difference = largest_difference(expected, leaves(candidate(*copies(example))))
+    return candidate if difference <= FUSION_LIMIT else None
 
 
 def sequences_called(module: nn.Module, example: Sequence[torch.Tensor]) -> list[tuple[str, ...]]:
@@ -209,7 +211,7 @@ def _calls(module: nn.Module, example: Sequence[torch.Tensor]) -> list[_Call]:
     ]
     try:
         with torch.no_grad():
-            module(*example)
+            module(*copies(example))
     finally:
         for handle in handles:
             handle.remove()

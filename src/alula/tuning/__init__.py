@@ -9,7 +9,7 @@ from alula.tuning.comparison import (
     measure_round,
     measure_server,
 )
-from alula.tuning.journal import Journal, read_journal
+from alula.tuning.journal import Journal, read_journal, standing
 from alula.tuning.messages import (
     Counted,
     CountRequest,
@@ -59,4 +59,5 @@ __all__ = [
     "read_journal",
     "search",
     "settings_grid",
+    "standing",
 ]

@@ -11,7 +11,7 @@ from alula.engines import engine_named, engine_names
 from alula.errors import UsageError, closest
 from alula.quantization import quantizer_named, quantizer_names
 
-__all__ = ["BATCH_SIZES", "batch_neighbours", "offered_recipes", "settings_grid"]
+__all__ = ["BATCH_SIZES", "batch_neighbours", "layout_neighbours", "offered_recipes", "settings_grid"]
 
 BATCH_SIZES = (1, 8, 32)
 SERVER_BATCH_SIZES = (1, 4)  # at most so many queries that wait together
@@ -115,8 +115,12 @@ def _layouts(threads: int) -> list[tuple[int, int]]:
     return layouts
 
 
-def batch_neighbours(settings: Settings, signature: Signature) -> tuple[Settings, ...]:
+def batch_neighbours(
+    settings: Settings, signature: Signature, *, scenario: Scenario = "offline"
+) -> tuple[Settings, ...]:
     """Return the same settings at half and at twice the batch size, where the model allows it.
+
+    At most twice the largest of the coarse settings, so that a server's stay those of a few queries.
 
     >>> from alula.core import TensorSpec
     >>> spec = TensorSpec("x", "float32", ("b", 3, 32, 32))
@@ -125,6 +129,24 @@ def batch_neighbours(settings: Settings, signature: Signature) -> tuple[Settings
     """
     if isinstance(signature.inputs[0].shape[0], int):
         return ()
-    size = settings.batch_size
-    sizes = [size // 2] * (size > 1) + [size * 2] * (size < 2 * max(BATCH_SIZES))
+    size, coarse = settings.batch_size, BATCH_SIZES if scenario == "offline" else SERVER_BATCH_SIZES
+    sizes = [size // 2] * (size > 1) + [size * 2] * (size < 2 * max(coarse))
     return tuple(msgspec.structs.replace(settings, batch_size=one) for one in sizes)
+
+
+def layout_neighbours(settings: Settings, threads: int) -> tuple[Settings, ...]:
+    """Return the same settings with half and with twice the threads per instance, all threads in use.
+
+    Knobs are left out: which there are depends on the layout.
+
+    >>> [str(one) for one in layout_neighbours(Settings(threads=4, instances=4, batch_size=8), 16)]
+    ['8x2 threads, batch 8', '2x8 threads, batch 8']
+    >>> layout_neighbours(Settings(threads=1), 1)
+    ()
+    """
+    wide = settings.threads
+    per_instance = [wide // 2] * (wide > 1) + [min(2 * wide, threads)] * (wide < threads)
+    return tuple(
+        msgspec.structs.replace(settings, threads=one, instances=threads // one, knobs={})
+        for one in per_instance
+    )

@@ -148,7 +148,8 @@ def measure_round(
         ChildError: the child failed.
     """
     reply = child.ask(MeasureRequest(inputs=inputs, seconds=seconds), Measured, timeout_s=timeout_s)
-    return Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s), reply.cpu_s
+    taken = Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s, instances=reply.instances)
+    return taken, reply.cpu_s
 
 
 def patience_s(seconds: float, call_s: float) -> float:

@@ -24,12 +24,13 @@ from alula.core import (
     Scenario,
     Settings,
     Signature,
+    largest_difference,
+    rms_difference,
 )
 from alula.engines import engine_named
 from alula.errors import AccuracyError
-from alula.export import largest_difference
 from alula.measure import Clock, Round, throughput
-from alula.tuning.candidates import batch_neighbours, settings_grid
+from alula.tuning.candidates import batch_neighbours, layout_neighbours, settings_grid
 from alula.tuning.comparison import measure_round, patience_s
 from alula.tuning.kinship import outdone
 from alula.tuning.limits import StepLimit
@@ -44,6 +45,10 @@ FP32_DIFFERENCE = 1e-3
 ROUNDED = ("fp16-weights",)  # FP32 arithmetic on rounded weights: the metric decides
 WARM_UP_S = 0.5  # of a fast model in a process that has just loaded it
 LOADING_S = 3.0  # and warming up, before any was seen
+COMPARING_S = 1.0  # of outputs, before it was seen
+# Root mean square of the differences of an output that the metric does not see, as a share of its own.
+ANOTHER_FUNCTION = 0.5
+WORTH_SAYING = 0.05
 SCREENED = 256  # validation samples of the first, rough check
 MOST_HANGS = 2  # of a recipe: each costs minutes, and other settings may be well
 
@@ -139,16 +144,21 @@ class ProcessField:
         self._loaded_before: set[tuple[Recipe, int]] = set()
         self._per_s: dict[Recipe, float] = {}  # the least that was seen
         self._hangs: dict[Recipe, int] = {}
+        self._trials = 0
+        self._noted_s = clock.monotonic()
+        self._comparing_s = COMPARING_S
         self.golden_outputs: dict[Recipe, tuple[str, ...]] = {}
         for outcome in earlier:
             self._remember(outcome)
 
     def _remember(self, outcome: Outcome) -> None:
+        self._trials += 1
         match outcome:
             case Accepted():
                 recipe = outcome.candidate.recipe
                 self._accepted[outcome.candidate] = outcome
-                self._accuracy[recipe] = outcome.accuracy
+                known = self._accuracy.get(recipe, outcome.accuracy)
+                self._set_accuracy(recipe, max(outcome.accuracy, known, key=lambda accuracy: accuracy.n))
                 golden = _golden_paths(self._output_folder(recipe), self._workshop.signature)
                 if all(Path(path).is_file() for path in golden):
                     self.golden_outputs[recipe] = golden
@@ -185,7 +195,7 @@ class ProcessField:
             return "no candidate yet"
         leader = max(ranked, key=lambda one: one.relative or 0.0)
         about = leader.throughput.per_s / self._reference.per_s
-        return f"{len(self._accepted)} candidates so far, {leader.candidate} leads with about {about:.1f}x"
+        return f"{self._trials} trials so far, {leader.candidate} leads with about {about:.1f}x"
 
     def best_of_each_recipe(self) -> tuple[Accepted, ...]:
         """Return the fastest candidate of every recipe that was not found wrong, the fastest first."""
@@ -201,7 +211,6 @@ class ProcessField:
         """See `Field.prepare`."""
         if recipe in self._gone:
             return ()
-        started_s = self._clock.monotonic()
         self._report(f"trying {recipe}; {self._progress()}")
         grid = settings_grid(self._threads, self._workshop.signature, scenario=self._scenario)
         with self._limit.optional(until_s=until_s):
@@ -209,11 +218,10 @@ class ProcessField:
                 self._workshop.artifact(recipe)
                 verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
             except StepError as error:
-                seconds = self._clock.monotonic() - started_s
                 if error.timed_out and self._limit.was_short:
-                    self._leave(recipe, "the budget was used up before it was made and checked", seconds)
+                    self._leave(recipe, "the budget was used up before it was made and checked")
                 else:
-                    self._fail(recipe, error, seconds=seconds)
+                    self._fail(recipe, error)
                 return ()
         if isinstance(verdict, Rejected):
             self._reject(verdict)
@@ -228,22 +236,33 @@ class ProcessField:
     def variations(self, candidate: Candidate) -> tuple[Settings, ...]:
         """See `Field.variations`."""
         settings = candidate.settings
+        self._report(f"looking closer at {candidate.recipe}; {self._progress()}")
         knobs = engine_named(candidate.recipe.engine).knobs(candidate.recipe, settings)
         grid = settings_grid(self._threads, self._workshop.signature, scenario=self._scenario)
-        layouts = {(one.threads, one.instances) for one in grid} - {(settings.threads, settings.instances)}
+        coarse = tuple(
+            msgspec.structs.replace(settings, threads=one.threads, instances=one.instances, knobs={})
+            for one in grid
+        )
         single = self._scenario == "single-stream"
+        near = (
+            ()
+            if single
+            else (
+                *batch_neighbours(settings, self._workshop.signature, scenario=self._scenario),
+                *layout_neighbours(settings, self._threads),
+            )
+        )
+        layouts = [one for one in dict.fromkeys((*near, *coarse)) if one != settings]
         return (
-            *(() if single else batch_neighbours(settings, self._workshop.signature)),
-            *(
-                msgspec.structs.replace(settings, threads=threads, instances=instances, knobs={})
-                for threads, instances in sorted(layouts)
-            ),
+            *layouts,
             *(msgspec.structs.replace(settings, knobs=one) for one in ({}, *knobs) if one != settings.knobs),
         )
 
     def hold(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """See `Field.hold`."""
         self.close()
+        if len(candidates) > 1:
+            self._report(f"racing the best {len(candidates)}; {self._progress()}")
         for index, candidate in enumerate(candidates):
             child = self._stack.enter_context(
                 self._workshop.child(f"hold-{index}-{file_name(candidate.recipe)}")
@@ -305,20 +324,20 @@ class ProcessField:
             accuracy=self._accuracy[candidate.recipe],
             throughput=throughput([taken]),
             relative=score,
-            seconds=taken.wall_s,
         )
         self._accepted[candidate] = outcome
-        self._record(outcome)
+        self._note(outcome)
 
-    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float] | None:
         """See `Field.known_scores`."""
         if recipe in self._gone:
             return {}
-        return {
+        known = {
             one: outcome.relative
             for one, outcome in self._accepted.items()
             if one.recipe == recipe and outcome.relative is not None
         }
+        return known or None
 
     def outdone(self, recipe: Recipe, *, best: float) -> str | None:
         """See `Field.outdone`."""
@@ -333,7 +352,7 @@ class ProcessField:
     def skip(self, recipe: Recipe, reason: str) -> None:
         """See `Field.skip`."""
         if recipe not in self._gone:
-            self._leave(recipe, reason)
+            self._record(Rejected(recipe=recipe, reason=reason, tried=False))
 
     def loading_s(self, candidate: Candidate) -> float:
         """See `Field.loading_s`.
@@ -353,13 +372,21 @@ class ProcessField:
         recipe, n = candidate.recipe, self._reference.n
         if recipe in self._gone:
             return False
-        if recipe not in self._accuracy or self._accuracy[recipe].n < n or recipe not in self.golden_outputs:
+        if not self._is_checked(recipe):
             self._report(f"checking the accuracy of {recipe} on {n} samples")
+            self._noted_s = started_s = self._clock.monotonic()  # what came before was of no one recipe
             try:
-                verdict = self._judge(candidate, n)
+                with contextlib.nullcontext() if self._has_right() else self._limit.needed():
+                    verdict = self._judge(candidate, n)
             except StepError as error:
-                self._fail(recipe, error)
+                if error.timed_out and self._limit.was_short:
+                    self._gone.add(recipe)
+                    self._leave(recipe, "the budget was used up before its accuracy was checked")
+                else:
+                    self._fail(recipe, error)
                 return False
+            comparing_s = self._clock.monotonic() - started_s - self._predicting_s(recipe, n)
+            self._comparing_s = max(self._comparing_s, comparing_s)
             if isinstance(verdict, Accuracy):
                 reason = accept(verdict)
                 if reason is not None:
@@ -367,12 +394,37 @@ class ProcessField:
             if isinstance(verdict, Rejected):
                 self._reject(verdict)
                 return False
-            self._accuracy[recipe] = verdict
-            for one, outcome in self._accepted.items():
-                if one.recipe == recipe:
-                    self._accepted[one] = msgspec.structs.replace(outcome, accuracy=verdict)
-            self._record(self._accepted[candidate])
+            self._set_accuracy(recipe, verdict)
+            self._note(self._accepted[candidate])
         return True
+
+    def checking_s(self, candidate: Candidate) -> float:
+        """See `Field.checking_s`."""
+        if self._is_checked(candidate.recipe):
+            return 0.0
+        return self._predicting_s(candidate.recipe, self._reference.n) + self._comparing_s
+
+    def _is_checked(self, recipe: Recipe) -> bool:
+        """Whether a recipe was judged on all validation samples, and its outputs are still there."""
+        known = self._accuracy.get(recipe)
+        return known is not None and known.n >= self._reference.n and recipe in self.golden_outputs
+
+    def _has_right(self) -> bool:
+        """Whether a recipe was accepted on all validation samples."""
+        return any(
+            accuracy.n >= self._reference.n and recipe not in self._gone
+            for recipe, accuracy in self._accuracy.items()
+        )
+
+    def _predicting_s(self, recipe: Recipe, n: int) -> float:
+        return n / self._per_s.get(recipe, self._reference.per_s)
+
+    def _set_accuracy(self, recipe: Recipe, accuracy: Accuracy) -> None:
+        """Take a verdict for all settings of a recipe: they compute the same."""
+        self._accuracy[recipe] = accuracy
+        for one, outcome in self._accepted.items():
+            if one.recipe == recipe:
+                self._accepted[one] = msgspec.structs.replace(outcome, accuracy=accuracy)
 
     # Steps.
 
@@ -439,7 +491,7 @@ class ProcessField:
                 validation=self._validation,
                 golden=self._reference.golden,
                 n=n,
-                timeout_s=self._limit,
+                timeout_s=lambda: self._limit(expected_s=self._predicting_s(recipe, n)),
             )
         except ChildError as error:
             raise StepError.of(error, child.reproduce) from error
@@ -455,6 +507,9 @@ class ProcessField:
                     reason=f"FP32 outputs differ from the model's by {difference:.2g} of their scale; "
                     f"at most {FP32_DIFFERENCE:g} is rounding",
                 )
+        problem = self._other_outputs(golden, worse_than=ANOTHER_FUNCTION)
+        if problem is not None:
+            return Rejected(recipe=recipe, reason=problem)
         try:
             accuracy = compare(
                 self._metric,
@@ -468,30 +523,51 @@ class ProcessField:
             if n < self._reference.n:  # too few samples for this metric
                 return self._judge(candidate, self._reference.n)
             return Rejected(recipe=recipe, reason=str(error))
+        doubt = self._other_outputs(golden, worse_than=WORTH_SAYING)
+        if doubt is not None:
+            accuracy = msgspec.structs.replace(accuracy, warnings=(*accuracy.warnings, doubt))
         if n == self._reference.n:
             reason = accept(accuracy)
         else:  # a part of the samples decides only what it makes certain
             reason = accept(accuracy) if accuracy.drop_low > accuracy.limit else None
         return accuracy if reason is None else Rejected(recipe=recipe, reason=reason, accuracy=accuracy)
 
+    def _other_outputs(self, golden: tuple[str, ...], *, worse_than: float) -> str | None:
+        """Return which output beside the first differs too much from the model's on the golden inputs."""
+        specs = self._workshop.signature.outputs
+        for spec, want, have in list(zip(specs, self._reference.golden_outputs, golden, strict=True))[1:]:
+            difference = rms_difference(np.load(want), np.load(have))
+            if not difference <= worse_than:
+                return (
+                    f"Output `{spec.name}`, which the metric does not see, differs from the model's by "
+                    f"{difference:.2g} of its size (root mean square on a few samples)."
+                )
+        return None
+
     def _output_folder(self, recipe: Recipe) -> Path:
         return self._workshop.folder / "outputs" / file_name(recipe)
 
-    def _fail(self, recipe: Recipe, error: StepError, *, seconds: float = 0.0) -> None:
+    def _fail(self, recipe: Recipe, error: StepError) -> None:
         self._gone.add(recipe)
-        self._record(Failed(recipe=recipe, error=str(error), reproduce=error.reproduce, seconds=seconds))
+        self._note(Failed(recipe=recipe, error=str(error), reproduce=error.reproduce))
 
-    def _leave(self, recipe: Recipe, reason: str, seconds: float = 0.0) -> None:
-        self._gone.add(recipe)
-        self._record(Rejected(recipe=recipe, reason=reason, seconds=seconds, tried=False))
+    def _leave(self, recipe: Recipe, reason: str) -> None:
+        """Take note that there was no time for a recipe: with more of it, it may be right."""
+        self._note(Rejected(recipe=recipe, reason=reason, tried=False))
 
     def _reject(self, verdict: Rejected) -> None:
         self._gone.add(verdict.recipe)
         self._wrong[verdict.recipe] = verdict
-        self._record(verdict)
+        self._note(verdict)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Record an outcome with the time that it took since the one before."""
+        before_s, self._noted_s = self._noted_s, self._clock.monotonic()
+        self._trials += 1
+        self._record(msgspec.structs.replace(outcome, seconds=self._noted_s - before_s))
 
     def _lose(self, candidate: Candidate, error: StepError) -> None:
-        self._record(
+        self._note(
             Failed(
                 recipe=candidate.recipe,
                 settings=candidate.settings,

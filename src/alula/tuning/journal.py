@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from alula.core import Outcome
+from alula.core import Accepted, Candidate, Failed, Outcome
 from alula.errors import BundleError
 from alula.hardware import writing
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["Journal", "read_journal", "standing"]
 
 
 class Journal:
@@ -66,3 +66,23 @@ def read_journal(path: Path) -> Iterator[Outcome]:
                 yield decoder.decode(line)
             except msgspec.MsgspecError as error:
                 raise BundleError(path, f"Line {number} is no outcome of a search: {error}") from error
+
+
+def standing(outcomes: Iterable[Outcome]) -> tuple[Accepted, ...]:
+    """Return the last outcome of every candidate that was accepted and not lost later, in order.
+
+    A recipe that was rejected or failed as a whole takes all its candidates with it, one that failed at some
+    settings those.
+
+    Args:
+        outcomes: of a search, in the order found.
+    """
+    found: dict[Candidate, Accepted] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Accepted):
+            found[outcome.candidate] = outcome
+        elif isinstance(outcome, Failed) and outcome.settings is not None:
+            found.pop(Candidate(outcome.recipe, outcome.settings), None)
+        else:
+            found = {one: kept for one, kept in found.items() if one.recipe != outcome.recipe}
+    return tuple(found.values())

@@ -14,6 +14,8 @@ __all__ = ["StepLimit"]
 LEAST_STEP_S = 30.0
 # What a step may take that can be done without: enough to end by itself if it is about to.
 LEAST_OPTIONAL_S = 1.0
+# Times as long as expected: more hangs.
+PATIENCE = 3
 
 
 class StepLimit:
@@ -21,29 +23,45 @@ class StepLimit:
 
     Args:
         clock: tells the time.
-        longest_s: no step may take longer.
+        longest_s: no step may take longer, unless it is known to be longer.
     """
 
     def __init__(self, clock: Clock, *, longest_s: float) -> None:
         self._clock = clock
         self._longest_s = longest_s
         self._until_s: float | None = None
+        self._needed = False
         self._was_short = False
         self.deadline_s = math.inf
 
-    def __call__(self) -> float:
-        """Return the seconds, above 0."""
+    def __call__(self, *, expected_s: float = 0.0) -> float:
+        """Return the seconds, above 0.
+
+        Args:
+            expected_s: about how long the step takes, where that is known.
+        """
+        longest_s = max(self._longest_s, PATIENCE * expected_s)
         least_s, until_s = LEAST_STEP_S, self.deadline_s
         if self._until_s is not None:
             least_s, until_s = LEAST_OPTIONAL_S, self._until_s
-        seconds = min(self._longest_s, max(least_s, until_s - self._clock.monotonic()))
-        self._was_short = seconds < self._longest_s
+        left_s = math.inf if self._needed else until_s - self._clock.monotonic()
+        seconds = min(longest_s, max(least_s, left_s))
+        self._was_short = seconds < longest_s
         return seconds
 
     @property
     def was_short(self) -> bool:
         """Whether the last step got less than it would have with more time: being cut then proves nothing."""
         return self._was_short
+
+    @contextlib.contextmanager
+    def needed(self) -> Iterator[None]:
+        """Wait for the steps of the block whatever the time is: without them there would be no result."""
+        before, self._needed = self._needed, True
+        try:
+            yield
+        finally:
+            self._needed = before
 
     @contextlib.contextmanager
     def optional(self, *, until_s: float) -> Iterator[None]:

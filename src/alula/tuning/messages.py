@@ -172,11 +172,12 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """One round."""
+    """One round of so many instances; see `alula.measure.Round`."""
 
     samples: int
     wall_s: float
     calls_s: tuple[float, ...]
+    instances: int
     cpu_s: float
 
 

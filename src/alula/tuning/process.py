@@ -63,6 +63,8 @@ class Child:
         name: what it is for.
         threads: thread budget, given to the runtimes that read it from the environment.
         memory_limit_bytes: resident memory of the process and its children, above which it is killed.
+        bound: whether it may run on as many CPUs as it has threads only. What converts and quantizes knows
+            no other bound; what is timed is left to the system's scheduler, as it will be later.
         command: what is started; it answers requests as `alula.tuning.worker` does.
     """
 
@@ -73,6 +75,7 @@ class Child:
         *,
         threads: int,
         memory_limit_bytes: int,
+        bound: bool = False,
         command: Sequence[str] = WORKER,
     ) -> None:
         with writing("the log of a child process", folder):
@@ -84,6 +87,7 @@ class Child:
         self._decoder = msgspec.json.Decoder(Reply)
         self._encoder = msgspec.json.Encoder()
         self._buffer = b""
+        self._closed = False
         self.request_file = folder / f"{name}.jsonl"
         self._command = tuple(command)
         self._process = subprocess.Popen(
@@ -94,6 +98,14 @@ class Child:
             start_new_session=True,
             env=_environment(os.environ, threads),
         )
+        if bound:
+            self._bind(threads)
+
+    def _bind(self, cpus: int) -> None:
+        # Threads are bound as the one that starts them, and so far there is one.
+        with contextlib.suppress(ProcessLookupError):
+            allowed = sorted(os.sched_getaffinity(self.pid))
+            os.sched_setaffinity(self.pid, allowed[:cpus])
 
     @property
     def pid(self) -> int:
@@ -207,6 +219,9 @@ class Child:
 
     def close(self) -> None:
         """End the process and all that it started. Calling it twice is allowed."""
+        if self._closed:  # its number may be another's by now
+            return
+        self._closed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()

@@ -6,15 +6,17 @@ goes on with the rest. Only a baseline that cannot run ends it.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from alula.accuracy import Metric
+from alula.accuracy import Metric, compare
 from alula.core import (
     Accepted,
     Candidate,
@@ -28,7 +30,7 @@ from alula.core import (
 )
 from alula.errors import MeasurementError
 from alula.graphs import Products
-from alula.hardware import writing
+from alula.hardware import describe_disturbance, take_snapshot, writing
 from alula.measure import (
     Clock,
     Latency,
@@ -77,7 +79,12 @@ FEWEST_CHECKED = 50
 # Calls of the baseline for one batch size: two to warm up, and a round of at least one.
 _BASELINE_CALLS = 3
 
+_FEW_REPLICATES = 100  # tell as well as thousands whether a metric is defined at all
+
 _BASELINE = "baseline"
+_APART = (
+    "the model as it is failed among the others and was measured after them, so the speed-up is a rough one"
+)
 
 Answer = TypeVar("Answer")
 
@@ -151,7 +158,8 @@ class SearchResult:
     Attributes:
         signature: the model's inputs and outputs.
         baseline: the user's model as it is, and its speed in the last comparison.
-        finalists: the best first, by the figure of the scenario; the winner, and those that came close.
+        finalists: the winner, and those that came close, by throughput (in the single-stream scenario of one
+            sample after the other); in the server scenario those whose rate is known come first, by it.
         accepted: the best settings of every accepted recipe, the fastest first, as screened.
         artifacts: folder of every recipe that was built.
         golden: `.npy` files of a few real inputs.
@@ -159,6 +167,8 @@ class SearchResult:
         baseline_outputs: the baseline's, in the same order.
         validation_samples: how many of the validation samples were compared.
         stages_s: wall seconds of the parts of the search, by their names, in order.
+        race: samples per second of the candidates that raced for a place in the last comparison, by lap.
+        disturbance: what disturbed the search before the last comparison, in words.
         latency: of the winner, in the single-stream scenario; None where it was interrupted before.
         server: of the winner, in the server scenario; None where it was interrupted before.
         notes: what was rewritten before export, in words.
@@ -177,6 +187,8 @@ class SearchResult:
     baseline_outputs: tuple[str, ...]
     validation_samples: int
     stages_s: dict[str, float]
+    race: dict[Candidate, tuple[float, ...]]
+    disturbance: tuple[str, ...]
     latency: Latency | None
     server: ServerRate | None
     notes: tuple[str, ...]
@@ -205,6 +217,7 @@ def search(
         clock: tells when the budget is used up.
 
     Raises:
+        AccuracyError: the metric is not defined for the baseline's outputs and the targets.
         ModelError: the model cannot be loaded or fails on the samples.
         MeasurementError: the baseline cannot be run, even at a second try.
     """
@@ -229,6 +242,7 @@ class _Search:
         self._server_s = min(SERVER_S, SERVER_SHARE * plan.budget_s)
         self._limit = StepLimit(clock, longest_s=plan.timeout_s)
         self._interrupted = False
+        self._race: dict[Candidate, tuple[float, ...]] = {}
         self._lap_start_s = clock.monotonic()
         if any(isinstance(outcome, Accepted) for outcome in journal.earlier):
             self._limit.deadline_s = self._deadline_s
@@ -247,6 +261,7 @@ class _Search:
     def run(self) -> SearchResult:
         plan = self._plan
         reference = self._reference()
+        self._check_metric(reference)
         field = ProcessField(
             self._workshop,
             reference=reference,
@@ -266,17 +281,32 @@ class _Search:
         )
         stages_s = {"model and baseline": self._lap_s()}
         with field:
-            with self._workshop.keeping_processes():
-                chosen, closing = self._chosen(field, reference)
-            field.close()  # nothing may run beside the last comparison
-            products = self._workshop.products()
+            before, started_s, used_s = take_snapshot(), self._clock.monotonic(), _cpu_s()
+            chosen, closing = self._chosen(field, reference)
+            disturbance = describe_disturbance(
+                before,
+                take_snapshot(),
+                own_cpu_s=_cpu_s() - used_s,
+                wall_s=self._clock.monotonic() - started_s,
+            )
             stages_s["building, checking and timing recipes"] = self._lap_s()
             final = self._confirmed(reference.candidate, [field.accepted(one) for one in chosen], closing)
+            for one in field.best_of_each_recipe():
+                if final.finalists:
+                    break
+                if one.candidate not in chosen and field.accept(one.candidate):
+                    field.close()
+                    others = [field.accepted(one.candidate)]
+                    final = self._confirmed(reference.candidate, others, closing.shortened())
             accepted = field.best_of_each_recipe()
             stages_s["last comparison"] = self._lap_s()
             golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
         if plan.scenario == "server":
             final = self._served(final)
+            stages_s["rates of random arrivals"] = self._lap_s()
+        latency = self._latency(final) if plan.scenario == "single-stream" else None
+        if latency is not None:
+            stages_s["latency of single samples"] = self._lap_s()
         return SearchResult(
             signature=self._workshop.signature,
             baseline=reference.candidate,
@@ -291,11 +321,31 @@ class _Search:
             baseline_outputs=reference.golden_outputs,
             validation_samples=reference.n,
             stages_s=stages_s,
-            latency=self._latency(final) if plan.scenario == "single-stream" else None,
+            race=self._race,
+            disturbance=disturbance,
+            latency=latency,
             server=final.finalists[0].server if final.finalists else None,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
-            products=products,
+            products=self._workshop.products(),
+        )
+
+    def _check_metric(self, reference: Reference) -> None:
+        """Compare the baseline with itself: where that cannot be done, no recipe can be judged.
+
+        Raises:
+            AccuracyError: the metric is not defined for these outputs and targets.
+        """
+        plan, n = self._plan, reference.n
+        scores = np.load(reference.scores)[:n]
+        targets = None if plan.targets is None else plan.targets[:n]
+        compare(
+            plan.metric,
+            targets=targets,
+            baseline=scores,
+            candidate=scores,
+            max_drop=plan.max_drop,
+            replicates=_FEW_REPLICATES,
         )
 
     def _lap_s(self) -> float:
@@ -307,7 +357,7 @@ class _Search:
         """Return the candidates of the last comparison, and how long it is.
 
         An interrupt ends the search early, with the best that was found until then; a second one ends
-        it for good.
+        it for good. No child process is left: nothing may run beside the last comparison.
         """
         closing = last_comparison(self._plan)
         strategy = Strategy(
@@ -326,22 +376,29 @@ class _Search:
         def is_late(candidates: Sequence[Candidate]) -> bool:
             return self._clock.monotonic() + after_s(candidates) > self._deadline_s
 
+        chosen: list[Candidate] = []
         try:
-            standings = strategy.run(self._plan.recipes, deadline_s=self._deadline_s, after_s=after_s)
+            with self._workshop.keeping_processes():
+                standings = strategy.run(self._plan.recipes, deadline_s=self._deadline_s, after_s=after_s)
             chosen = [one.candidate for one in standings]
+            field.close()
             while len(chosen) > 1 and is_late(chosen):
                 chosen.pop()
             return chosen, closing.shortened(halved=True) if is_late(chosen) else closing
         except KeyboardInterrupt:
-            if not strategy.best_so_far():
+            found = chosen or strategy.best_so_far()
+            if not found:
                 raise
             self._interrupt()
             # A child that was interrupted in the middle of an answer cannot be asked again.
             field.close()
-            for candidate in strategy.best_so_far():
+            for candidate in found:
                 if field.accept(candidate):
+                    field.close()
                     return [candidate], closing.shortened()
             raise
+        finally:
+            self._race = strategy.raced_per_s
 
     def _interrupt(self) -> None:
         self._interrupted = True
@@ -379,7 +436,9 @@ class _Search:
         note = plan.workdir / "reference.json"
         known = read_note(note, Reference)
         if known is not None:
-            return known
+            # The budget may be another now. What was checked on more samples stays so.
+            n = min(known.n, samples_checked(known.per_s, plan.budget_s))
+            return msgspec.structs.replace(known, n=n)
         self._report("measuring the baseline")
         golden = self._write_golden()
         grid = settings_grid(plan.threads, signature, scenario=plan.scenario)
@@ -397,7 +456,7 @@ class _Search:
                 self._load_baseline(child, Candidate(recipe, settings))
                 if not speeds:
                     loaded_s = self._clock.monotonic()
-                speeds.append(self._measure(child).per_s)
+                speeds.append(self._measure(child, plan.round_s).per_s)
             best = Candidate(recipe, grid[int(np.argmax(speeds))])
             total = len(np.load(plan.validation[0], mmap_mode="r"))
             n = min(total, samples_checked(max(speeds), plan.budget_s))
@@ -409,7 +468,7 @@ class _Search:
                 validation=plan.validation,
                 golden=golden,
                 n=n,
-                timeout_s=self._limit,
+                timeout_s=lambda: self._limit(expected_s=n / max(speeds)),
             )
             return Reference(
                 candidate=best,
@@ -457,9 +516,9 @@ class _Search:
     def _load_baseline(self, child: Child, baseline: Candidate) -> None:
         child.ask(self._baseline_request(baseline), Loaded, timeout_s=self._plan.timeout_s)
 
-    def _measure(self, child: Child) -> Round:
+    def _measure(self, child: Child, seconds: float) -> Round:
         plan = self._plan
-        return measure_round(child, plan.validation, plan.round_s, timeout_s=plan.timeout_s)[0]
+        return measure_round(child, plan.validation, seconds, timeout_s=plan.timeout_s)[0]
 
     # The last comparison.
 
@@ -493,6 +552,7 @@ class _Search:
             seed=plan.seed,
         )
         reference = self._baseline_rounds(comparison, baseline, closing)
+        neighbours = _BASELINE in comparison.rounds
         for key, loss in comparison.losses.items():
             if key in by_key:
                 candidate = by_key[key].candidate
@@ -512,7 +572,7 @@ class _Search:
                 speedup=ratio(
                     [item.per_s for item in items],
                     baseline_per_s,
-                    paired=len(items) == len(reference),
+                    paired=neighbours and len(items) == len(reference),
                     seed=plan.seed,
                 ),
             )
@@ -523,7 +583,7 @@ class _Search:
         return _Final(
             baseline=throughput(reference, warnings=stability_warnings(reference, asked=closing.rounds)),
             finalists=tuple(finalists),
-            warnings=comparison.warnings,
+            warnings=comparison.warnings + (() if neighbours else (_APART,)),
         )
 
     def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, closing: Closing) -> list[Round]:
@@ -533,7 +593,7 @@ class _Search:
 
         def measure(child: Child) -> list[Round]:
             self._load_baseline(child, baseline)
-            return [self._measure(child) for _ in range(closing.rounds)]
+            return [self._measure(child, closing.round_s) for _ in range(closing.rounds)]
 
         try:
             return self._workshop.with_second_try("baseline-last", measure)
@@ -663,6 +723,12 @@ def last_comparison(plan: SearchPlan) -> Closing:
             return Closing(finalists, plan.final_rounds, plan.round_s)
     few = min(FEW_ROUNDS, plan.final_rounds)
     return Closing(1, few, min(plan.round_s, max(LEAST_ROUND_S, share_s / (2 * few))))
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    used = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def samples_checked(baseline_per_s: float, budget_s: float) -> int:

@@ -35,7 +35,6 @@ _SURE = 3  # looks, whose median one disturbance cannot move
 _TWICE = 2  # looks: one may be disturbed
 _AGAIN = 3  # settings of a promising recipe are looked at twice
 _AGREE = 1.04  # the higher of two looks over the lower
-_CHECK_S = 1.0  # of the accuracy of one recipe, before one was seen
 _LEAST_LAPS = 2  # forwards and backwards
 _FEWEST = 3  # contenders
 NO_TIME = "the budget is used up"
@@ -85,8 +84,11 @@ class Field(Protocol):
         """Take note of a look at a candidate and of its speed over the anchor's."""
         ...
 
-    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
-        """Return the scores of looks that an earlier, interrupted search took."""
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float] | None:
+        """Return the scores of looks that an earlier, interrupted search took.
+
+        None for a recipe that it did not come to; empty for one that it found to be out.
+        """
         ...
 
     def outdone(self, recipe: Recipe, *, best: float) -> str | None:
@@ -104,6 +106,10 @@ class Field(Protocol):
 
     def accept(self, candidate: Candidate) -> bool:
         """Return whether the candidate's recipe is inside the accuracy limit on all validation samples."""
+        ...
+
+    def checking_s(self, candidate: Candidate) -> float:
+        """Return about how long it takes to accept a candidate that is loaded."""
         ...
 
 
@@ -166,7 +172,9 @@ class Strategy:
         self._effort = effort or Effort()
         self._looks: dict[Candidate, list[float]] = {}
         self._scores: dict[Candidate, float] = {}
+        self._failed: set[Candidate] = set()
         self._anchor: Candidate | None = None
+        self._anchor_score = 1.0  # an earlier search's scores are relative to the anchor of that one
         self._anchor_is_held = False
         self._anchor_is_fresh = False  # nothing else was measured since
         self._anchor_per_s: deque[float] = deque(maxlen=_ANCHOR_ROUNDS)
@@ -175,7 +183,7 @@ class Strategy:
         self._given_up: list[Recipe] = []  # or failed: which of the two is the field's affair
         self._calls_s: dict[Candidate, float] = {}
         self._right: set[Recipe] = set()
-        self._check_s = _CHECK_S
+        self._raced_per_s: dict[Candidate, list[float]] = {}
         self._started_s = self._deadline_s = 0.0  # set by `run`
         self._after_s: Callable[[Sequence[Candidate]], float] = _nothing
 
@@ -221,6 +229,11 @@ class Strategy:
         """Return how long one call of a candidate takes, as it was looked at; 0 where that is not known."""
         return self._calls_s.get(candidate, 0.0)
 
+    @property
+    def raced_per_s(self) -> dict[Candidate, tuple[float, ...]]:
+        """The speed of every contender in every lap of every race that it took part in, in order."""
+        return {one: tuple(rates) for one, rates in self._raced_per_s.items()}
+
     def _looks_end_s(self) -> float:
         """Return when the looks must end, so that there is time for the race and for what follows."""
         names = self._shortlist()
@@ -231,9 +244,13 @@ class Strategy:
 
     def _race_s(self, names: Sequence[Candidate], *, laps: float) -> float:
         """Return about how long a race takes, with the checks of accuracy that are still to be made."""
-        unchecked = len({one.recipe for one in names} - self._right)
         running_s = sum(self._lap_s(one) for one in names) * (laps if len(names) > 1 else 1)
-        return sum(map(self._field.loading_s, names)) + running_s + unchecked * self._check_s
+        return sum(map(self._field.loading_s, names)) + running_s + self._checks_s(names)
+
+    def _checks_s(self, names: Sequence[Candidate]) -> float:
+        """Return about how long it takes to check the accuracy of those that were not checked yet."""
+        unchecked = {one.recipe: one for one in names if one.recipe not in self._right}
+        return sum(map(self._field.checking_s, unchecked.values()))
 
     def _lap_s(self, candidate: Candidate) -> float:
         # A call that is under way when a round's time is over is finished.
@@ -245,10 +262,12 @@ class Strategy:
     def _know(self, recipe: Recipe) -> bool:
         """Take over what an earlier search knows of a recipe; return whether that is anything."""
         known = self._field.known_scores(recipe)
+        if known is None:
+            return False
         self._scores |= known
         if known and self._anchor is None:
-            self._anchor = next(iter(known))
-        return bool(known)
+            self._anchor, self._anchor_score = next(iter(known.items()))
+        return True
 
     def _take_next(self, left: list[Recipe]) -> bool:
         """Take the first recipe that may win; return whether there was one."""
@@ -350,20 +369,23 @@ class Strategy:
                 done.remove(leader.recipe)
                 continue
             for candidate in self._coarse.get(leader.recipe, ()):
-                if candidate not in self._scores:
+                if not self._was_tried(candidate):
                     self._look_twice(candidate, below=self._scores[leader])
             top: Candidate | None = max(self._of(leader.recipe), key=lambda one: self._scores[one])
             while top is not None:
                 before = self._scores[top]
                 for settings in self._field.variations(top):
                     candidate = Candidate(top.recipe, settings)
-                    if candidate in self._scores:
+                    if self._was_tried(candidate):
                         continue
                     if self._is_late(self._field.loading_s(candidate)):
                         return
                     self._look_twice(candidate, below=before)
                 best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
                 top = best if best != top and self._scores[best] > before else None
+
+    def _was_tried(self, candidate: Candidate) -> bool:
+        return candidate in self._scores or candidate in self._failed
 
     def _look_twice(self, candidate: Candidate, *, below: float) -> None:
         """Look at a candidate; again if it stays below a score, which a disturbance may have done."""
@@ -374,10 +396,8 @@ class Strategy:
     def _is_right(self, candidate: Candidate) -> bool:
         if candidate.recipe in self._right:
             return True
-        started_s = self._clock.monotonic()
         if self._field.accept(candidate):
             self._right.add(candidate.recipe)
-        self._check_s = max(self._check_s, self._clock.monotonic() - started_s)
         return candidate.recipe in self._right
 
     def _promising(self, done: set[Recipe]) -> Candidate | None:
@@ -401,11 +421,13 @@ class Strategy:
             if self._scores and self._is_late(self._field.loading_s(candidate) if known else 0.0):
                 return
             leader_before = self._best()
-            with contextlib.suppress(EngineError):
+            try:
                 self._look_once(candidate)
                 # A lead may be the anchor's bad luck, which would make all others look slow from then on.
                 while self._scores[candidate] > leader_before and not self._is_sure(candidate):
                     self._look_once(candidate)
+            except EngineError:
+                self._failed.add(candidate)
 
     def _is_sure(self, candidate: Candidate) -> bool:
         """Whether two looks at a candidate agree, or there were enough of them."""
@@ -434,7 +456,7 @@ class Strategy:
             self._anchor_is_fresh = False
             self._refresh_anchor()
             beside = list(self._anchor_per_s)[-2:]
-            score = taken.per_s / max(beside)
+            score = taken.per_s / max(beside) * self._anchor_score
             calm = min(beside) >= self._calm_per_s()
             # What is far behind whatever disturbed it need not be known well.
             far = score < self._effort.far * self._best() and not self._is_promising(candidate.recipe)
@@ -528,14 +550,15 @@ class Strategy:
         rates: dict[Candidate, list[float]] = {one: [] for one in contenders}
         alive = list(contenders)
         for lap in range(self._effort.laps):
-            ahead_s = sum(self._lap_s(one) for one in alive)
-            ahead_s += self._check_s * len({one.recipe for one in alive} - self._right)
+            ahead_s = sum(self._lap_s(one) for one in alive) + self._checks_s(alive)
             if lap >= _LEAST_LAPS and self._clock.monotonic() + ahead_s > self._race_end_s(alive):
                 break
             # Forwards, then backwards: a steady drift within a lap cancels over two laps.
             for candidate in list(alive if lap % 2 == 0 else reversed(alive)):
                 try:
-                    rates[candidate].append(self._field.measure(candidate, self._effort.round_s).per_s)
+                    per_s = self._field.measure(candidate, self._effort.round_s).per_s
+                    rates[candidate].append(per_s)
+                    self._raced_per_s.setdefault(candidate, []).append(per_s)
                 except EngineError:
                     alive.remove(candidate)
                     del rates[candidate]

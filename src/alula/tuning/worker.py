@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import queue
 import signal
@@ -213,21 +214,21 @@ class Worker:
         return self._session, self._concurrency
 
     def _predict(self, request: PredictRequest) -> Predicted:
-        session, _ = self._loaded()
+        session, concurrency = self._loaded()
         inputs = _mapped(request.inputs)
         n = min(len(inputs[0]), request.limit or len(inputs[0]))
-        collected: list[list[NDArray[Any]]] = [[] for _ in request.outputs]
+        size, instances = self._settings.batch_size, self._settings.instances
+        share = math.ceil(math.ceil(n / size) / instances) * size  # whole batches for every instance
+
+        def run(instance: int) -> list[Arrays]:
+            first, end = instance * share, min(n, (instance + 1) * share)
+            mine = tuple(array[first:end] for array in inputs)
+            return list(run_in_batches(session, mine, specs=self._signature.inputs, batch_size=size))
+
         started = time.perf_counter()
-        for outputs in run_in_batches(
-            session,
-            tuple(array[:n] for array in inputs),
-            specs=self._signature.inputs,
-            batch_size=self._settings.batch_size,
-        ):
-            for kept, output in zip(collected, outputs, strict=False):
-                kept.append(output)
+        batches = list(itertools.chain.from_iterable(concurrency.each(run)))
         elapsed = time.perf_counter() - started
-        for path, parts in zip(request.outputs, collected, strict=True):
+        for path, parts in zip(request.outputs, zip(*batches, strict=True), strict=False):
             save_array(Path(path), np.concatenate(parts))
         return Predicted(n=n, samples_per_s=n / elapsed)
 
@@ -249,6 +250,7 @@ class Worker:
             samples=measured.samples,
             wall_s=measured.wall_s,
             calls_s=measured.calls,
+            instances=measured.instances,
             cpu_s=time.process_time() - cpu,
         )
 
@@ -260,7 +262,7 @@ class Worker:
 
     def _stream(self, request: StreamRequest) -> Streamed:
         session, _ = self._loaded()
-        samples = itertools.cycle(_first(batch, 1) for batch in self._timing_batches(request.inputs))
+        samples = itertools.cycle([self._part(batch, 1) for batch in self._timing_batches(request.inputs)])
 
         def run() -> None:
             session.run(next(samples))
@@ -279,7 +281,7 @@ class Worker:
         mine = [batches[instance % len(batches)] for instance in range(self._settings.instances)]
 
         def run(instance: int, samples: int) -> None:
-            session.run(_first(mine[instance], samples))
+            session.run(self._part(mine[instance], samples))
 
         if not self._warm_to_serve:
             # Engines prepare themselves for each size of batch that they meet; in a queue all sizes occur.
@@ -305,7 +307,8 @@ class Worker:
 
     def _timing_batches(self, inputs: tuple[str, ...]) -> list[Arrays]:
         """Return distinct full batches in memory: a shared buffer would flatter the caches."""
-        size = self._settings.batch_size
+        fixed = self._signature.inputs[0].shape[0]
+        size = fixed if isinstance(fixed, int) else self._settings.batch_size
         if self._batches is None or self._batches[:2] != (inputs, size):
             arrays = _mapped(inputs)
             bytes_per_batch = sum(array[:1].nbytes for array in arrays) * size
@@ -318,6 +321,10 @@ class Worker:
                 [tuple(np.ascontiguousarray(array[pick]) for array in arrays) for pick in picks],
             )
         return self._batches[2]
+
+    def _part(self, batch: Arrays, samples: int) -> Arrays:
+        """Return the first samples of a batch, filled up where the model has fixed its batch axis."""
+        return filled(self._signature.inputs, tuple(array[:samples] for array in batch))
 
     def close(self) -> None:
         """Free the loaded session."""
@@ -348,10 +355,6 @@ def _mapped(paths: Sequence[str]) -> list[NDArray[Any]]:
         return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
     except (OSError, ValueError) as error:
         raise DataError(paths[0], f"The prepared samples cannot be read: {error}") from error
-
-
-def _first(batch: Arrays, samples: int) -> Arrays:
-    return tuple(array[:samples] for array in batch)
 
 
 def _heads(paths: Sequence[str]) -> list[NDArray[Any]]:

@@ -110,13 +110,19 @@ class Workshop:
         self._kept: dict[str, Child] = {}
         self.signature = self._describe()
 
-    def child(self, name: str) -> Child:
-        """Return a new child process; use it in a `with` block."""
+    def child(self, name: str, *, bound: bool = False) -> Child:
+        """Return a new child process; use it in a `with` block.
+
+        Args:
+            name: what it is for.
+            bound: whether it may run on as many CPUs as the budget has threads only.
+        """
         return Child(
             self.folder / "logs",
             name,
             threads=self._threads,
             memory_limit_bytes=self._memory_limit_bytes,
+            bound=bound,
         )
 
     @contextlib.contextmanager
@@ -130,19 +136,24 @@ class Workshop:
                 self._keeping = None
                 self._kept.clear()
 
-    def with_second_try(self, name: str, ask: Callable[[Child], Answer]) -> Answer:
+    def with_second_try(self, name: str, ask: Callable[[Child], Answer], *, bound: bool = False) -> Answer:
         """Return what a child process answers; ask another one should the first die.
+
+        Args:
+            name: what it is for.
+            ask: called with the process.
+            bound: see `child`.
 
         Raises:
             ChildError: the second one died too, or one reported a problem.
         """
         try:
-            with self.child(name) as child:
+            with self.child(name, bound=bound) as child:
                 return ask(child)
         except ChildError as error:
             if not error.died:
                 raise
-            with self.child(f"{name}-again") as child:
+            with self.child(f"{name}-again", bound=bound) as child:
                 return ask(child)
 
     def _describe(self) -> Signature:
@@ -217,7 +228,7 @@ class Workshop:
             return described
 
         try:
-            described = self.with_second_try(f"export-{target}", ask)
+            described = self.with_second_try(f"export-{target}", ask, bound=True)
         except ChildError as error:
             raise StepError.of(error, asked[-1]) from error
         write_note(note, described)
@@ -292,7 +303,7 @@ class Workshop:
         quantizer = f"{request.recipe.engine}/{request.recipe.quantizer}"
         name = f"build-{file_name(request.recipe)}"
         if self._keeping is None or quantizer not in _KEPT:
-            with self.child(name) as child:
+            with self.child(name, bound=True) as child:
                 return self._asked(child, request)
         child, is_new = self._kept_child(quantizer, name)
         try:
@@ -315,7 +326,7 @@ class Workshop:
             child.begin(name)
             return child, False
         assert self._keeping is not None
-        child = self._kept[quantizer] = self._keeping.enter_context(self.child(name))
+        child = self._kept[quantizer] = self._keeping.enter_context(self.child(name, bound=True))
         return child, True
 
     def _asked(self, child: Child, request: BuildRequest) -> Built:

@@ -23,6 +23,7 @@ from alula.core import (
     share_of_peak,
 )
 from alula.errors import MeasurementError, ModelError, UsageError
+from alula.export import copy_onnx
 from alula.graphs import Products
 from alula.hardware import read_memory, thread_budget
 from alula.measure import Latency, ServerRate, ratio, stability_warnings, throughput
@@ -53,7 +54,7 @@ __all__ = ["BenchReport", "BenchRow", "bench"]
 TIMEOUT_S = 600.0
 MEMORY_SHARE = 0.8
 NOISE_SAMPLES = 32
-EAGER_BATCH = 8  # of a model in eager PyTorch, whose own best size a search finds
+EAGER_BATCH = 8  # of a model as it is, whose own best size a search finds
 
 
 class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +123,8 @@ def bench(
 ) -> BenchReport:
     """Return the speed of bundles and models on this machine, measured in turn, each in its own process.
 
-    A bundle runs as its settings say, a model in eager PyTorch with all threads. Inputs are the golden
+    A bundle runs as its settings say, a model in eager PyTorch with all threads, an ONNX file so in ONNX
+    Runtime. Inputs are the golden
     inputs of the first bundle, or noise of the given shape. The machine's peaks are measured first, unless
     they were before.
 
@@ -315,16 +317,24 @@ def _model(
     report: Callable[[str], None],
 ) -> _Contender:
     source = parse_source(name, weights=weights, workdir=workdir)
-    if source.kind == "onnx":
-        raise UsageError(f"{name} is an ONNX file; expected a bundle or a PyTorch model.")
     try:
         described = child.ask(DescribeRequest(source=source, samples=inputs), Described, timeout_s=TIMEOUT_S)
     except ChildError as error:
         raise ModelError(str(error)) from error
-    settings = Settings(threads=threads, batch_size=EAGER_BATCH)
-    request = LoadModelRequest(source=source, signature=described.signature, settings=settings)
+    signature = described.signature
+    fixed = signature.inputs[0].shape[0]
+    settings = Settings(threads=threads, batch_size=fixed if isinstance(fixed, int) else EAGER_BATCH)
+    request: LoadRequest | LoadModelRequest
+    if source.kind == "onnx":
+        recipe = Recipe("onnxruntime", "fp32")
+        folder = Path(tempfile.mkdtemp(prefix="onnx-", dir=workdir))
+        copy_onnx(Path(source.spec), folder / ARTIFACT_FILES["onnx"])
+        request = LoadRequest(recipe=recipe, artifact=str(folder), signature=signature, settings=settings)
+    else:
+        recipe = Recipe("torch", "fp32")
+        request = LoadModelRequest(source=source, signature=signature, settings=settings)
     products = _counted(name, source, inputs, child, workdir=workdir, report=report)
-    return _Contender(request=request, recipe="torch/fp32", tuned_per_s=None, products=products)
+    return _Contender(request=request, recipe=recipe.name, tuned_per_s=None, products=products)
 
 
 def _counted(
@@ -336,16 +346,16 @@ def _counted(
     workdir: Path,
     report: Callable[[str], None],
 ) -> tuple[Products, ...]:
-    """Return the work of a model, read from an export made for this alone; none where there can be none."""
-    folder = Path(tempfile.mkdtemp(prefix="counted-", dir=workdir))
+    """Return the work of a model, read from an ONNX file or an export made for this; none where it fails."""
     try:
-        child.ask(
-            ExportRequest(source=source, samples=inputs, target="exported", folder=str(folder)),
-            Described,
-            timeout_s=TIMEOUT_S,
-        )
-        path = str(folder / ARTIFACT_FILES["exported"])
-        request = CountRequest(target="exported", path=path, samples=inputs)
+        if source.kind == "onnx":
+            request = CountRequest(target="onnx", path=source.spec, samples=inputs)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="counted-", dir=workdir))
+            export = ExportRequest(source=source, samples=inputs, target="exported", folder=str(folder))
+            child.ask(export, Described, timeout_s=TIMEOUT_S)
+            path = str(folder / ARTIFACT_FILES["exported"])
+            request = CountRequest(target="exported", path=path, samples=inputs)
         return child.ask(request, Counted, timeout_s=TIMEOUT_S).products
     except ChildError as error:
         report(f"the work of {name} cannot be counted: {error}")

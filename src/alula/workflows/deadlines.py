@@ -322,6 +322,7 @@ def pacer_of(
         clock=clock,
         first_rows=ways.least_rows,
         least_rows=ways.least_rows,
+        at_once=ways.scorer.settings.instances,
     )
 
 

@@ -24,6 +24,7 @@ from alula.bundle import (
     FolderRun,
     Manifest,
     Measurements,
+    RaceRounds,
     check_target,
     read_manifest,
     rewrite_manifest,
@@ -33,7 +34,7 @@ from alula.bundle import (
 from alula.core import Accepted, Failed, InputDescription, Outcome, Precision, Roofline, Scenario
 from alula.data import Samples, Split, open_samples, split
 from alula.engines import engine_named
-from alula.errors import AccuracyError, DataError, DiskFullError, UsageError
+from alula.errors import AccuracyError, DataError, DiskFullError, UsageError, plain_text
 from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
@@ -54,6 +55,8 @@ WRITING_S = 2.0  # the bundle, and loading it
 _DISTRIBUTIONS = (
     "torch",
     "torchao",
+    "torchvision",
+    "timm",
     "onnx",
     "onnxruntime",
     "openvino",
@@ -181,7 +184,7 @@ def optimize(
         )
         if claimed(workdir, key, fresh=fresh):
             report("continuing the search that was interrupted")
-        elif source.kind == "module":
+        elif not isinstance(model, str | Path):  # its file went with all that was in the folder
             source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
         stages_s = {"data": time.monotonic() - started_s}
@@ -209,8 +212,8 @@ def optimize(
         result = search(plan, journal=journal, report=report, on_outcome=on_outcome)
         if not result.finalists:
             raise AccuracyError(
-                "No recipe is both exported and inside the accuracy limit, so there is nothing to put into a "
-                "bundle. " + _failures(journal.path)
+                "No recipe that can be made here is inside the accuracy limit and still ran at the end, so "
+                "there is nothing to put into a bundle. " + _failures(journal.path)
             )
         report("writing the bundle")
         measurements = _measurements(result, scenario, stages_s, roofline)
@@ -226,7 +229,7 @@ def optimize(
             model=_model_name(source),
             signature=result.signature,
             input=description,
-            labels=samples.labels if labels is None else tuple(labels),
+            labels=_names(samples.labels if labels is None else labels),
             activation=activation,
             chosen=chosen,
             fallbacks=fallbacks,
@@ -242,7 +245,7 @@ def optimize(
             folder=None,
             calibration=parts.calibration,
             validation=parts.validation,
-            data=samples.source,
+            data=plain_text(samples.source),
             seed=seed,
             machine=machine,
             versions=_versions(),
@@ -404,6 +407,8 @@ def _measurements(
             )
             for one in result.finalists
         ),
+        race=tuple(RaceRounds(candidate=one, rounds_per_s=rates) for one, rates in result.race.items()),
+        disturbance=result.disturbance,
         latency=result.latency,
         server=result.server,
         stages_s={**stages_s, **result.stages_s},
@@ -448,6 +453,11 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _names(labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    # Of folders: their names need not be UTF-8.
+    return None if labels is None else tuple(map(plain_text, labels))
 
 
 def _model_name(source: Source) -> str:

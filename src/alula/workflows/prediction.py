@@ -18,6 +18,8 @@ from alula.errors import AlulaError, JobError, UsageError
 from alula.hardware import disk_full
 from alula.pipeline import (
     Backlog,
+    DetectionFolderSink,
+    DetectionSink,
     ErrorReport,
     FileKey,
     FileTask,
@@ -218,6 +220,8 @@ def predict(
     elif prior is not None:
         raise UsageError("A prior is for rows that a deadline leaves no time for; there is no deadline.")
     files, known_s = _files_of(everything, shard, kind=kind, threads=bundle.threads, deadline=deadline)
+    # A disk may hang when the table is written: what must be there in time is made of what was read before.
+    lengths_s: dict[str, float | None] = {}
     sink = sink_for(
         target,
         format=format,
@@ -225,13 +229,16 @@ def predict(
         kind=kind,
         options=TableOptions(
             selection=selection,
-            recordings=_recordings(description, everything),
+            recordings=_recordings(
+                description, everything, duration_s=duration_s if deadline is None else lengths_s.get
+            ),
             sample=_part(asked, files, everything, shard),
             shard=shard,
             drafts=folder,
         ),
     )
     tasks = [FileTask(path, file_key(path)) for path in files]
+    sink.expect([str(task.path) for task in tasks])
     try:
         with Journal(folder, job_key(bundle), fresh=fresh) as journal:
             resumed = sum(journal.find(task.key) is not None for task in tasks)
@@ -263,6 +270,7 @@ def predict(
                             listed=listed,
                             missing=missing,
                             known_s=known_s,
+                            lengths_s=lengths_s,
                             row_spec=row_spec,
                             progress=progress,
                         )
@@ -347,13 +355,21 @@ def _run_before(
     listed: UnfinishedList,
     missing: int,
     known_s: Mapping[Path, float | None],
+    lengths_s: dict[str, float | None],
     row_spec: RowSpec | None,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[JobSummary, DeadlineReport]:
-    """Do what `_run_and_write` does, as far as there is time."""
+    """Do what `_run_and_write` does, as far as there is time.
+
+    `lengths_s` is filled with the lengths of the recordings that a table of detections asks for.
+    """
     clock = deadline.clock
     kept_rows = [kept.rows for task in tasks if (kept := journal.find(task.key)) is not None]
-    lengths = deadline.lengths_of([task for task in tasks if journal.find(task.key) is None], known_s=known_s)
+    unknown = [task for task in tasks if journal.find(task.key) is None]
+    of_all = isinstance(sink, DetectionSink | DetectionFolderSink)
+    read_s = deadline.lengths_of(tasks if of_all else unknown, known_s=known_s)
+    lengths_s.update({str(task.path): read_s.get(task.key) for task in tasks})
+    lengths = {task.key: read_s[task.key] for task in unknown}
     expected = {key: _count(bundle.spans(length_s)) for key, length_s in lengths.items()}
     # What is prepared, computed and paced may be several rows of the output at once.
     guesses = {
@@ -535,7 +551,9 @@ def _row_spec(bundle: Bundle | Ensemble, files: Sequence[Path]) -> RowSpec | Non
     return None
 
 
-def _recordings(description: InputDescription, files: Sequence[Path]) -> Recordings | None:
+def _recordings(
+    description: InputDescription, files: Sequence[Path], *, duration_s: Callable[[str], float | None]
+) -> Recordings | None:
     if not isinstance(description, AudioInput):
         return None
     mel = description.mel

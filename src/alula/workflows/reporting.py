@@ -17,6 +17,14 @@ from alula.tuning import read_journal
 
 __all__ = ["products_in", "report_content", "write_report"]
 
+_KNOBS = {
+    "pin": "whether each thread is bound to a core of its own",
+    "spin": "whether threads that wait for work keep their core busy",
+    "graph": "how far the graph is optimized when the model is loaded",
+    "inter_op": "threads for branches of the graph that could run side by side",
+    "onednn_graph": "whether oneDNN fuses operations",
+}
+
 
 def write_report(path: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of a bundle as one HTML page that needs no network, and return where.
@@ -89,6 +97,7 @@ def report_content(bundle: Path) -> ReportContent:
         peaks=measurements.roofline,
         work=_work(products, (manifest.baseline.recipe, manifest.chosen.recipe), outcomes),
         macs_per_sample=float(sum(one.macs for one in products)) if products else None,
+        knob_meanings={name: _KNOBS[name] for name in manifest.chosen.settings.knobs if name in _KNOBS},
         facts=_facts(measurements, manifest),
         commands={
             "measure it again here": f"alula bench {shlex.quote(str(bundle))}",
@@ -112,6 +121,8 @@ def _facts(measurements: Measurements, manifest: Manifest) -> dict[str, str]:
     facts: dict[str, str] = {"scenario": measurements.scenario}
     if manifest.chosen.of_peak is None or manifest.chosen.of_peak.share is None:
         facts["of the machine's peak"] = "unknown"
+    if measurements.disturbance:
+        facts["disturbed during the search"] = "; ".join(measurements.disturbance)
     if measurements.latency is not None:
         latency = measurements.latency
         facts["latency of one sample"] = f"{latency.p50}, {latency.p90}, {latency.p99}; {latency.n} queries"

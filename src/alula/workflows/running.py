@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Condition
+from threading import BoundedSemaphore, Condition
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -150,6 +150,7 @@ class Bundle:
         self._threads = threads
         # A job that ran out of time leaves calls behind, and no engine may be freed under one.
         self._calls = Condition()
+        self._slots = BoundedSemaphore(running.settings.instances)
         self._under_way = 0
         self._closed = False
 
@@ -211,11 +212,12 @@ class Bundle:
             np.ascontiguousarray(array, dtype=spec.dtype if np.asarray(array).dtype == np.float64 else None)
             for spec, array in zip(specs, inputs, strict=False)
         )
-        if len(inputs) != len(specs) or not arrays[0].ndim or not len(arrays[0]):
+        lengths = {len(array) if array.ndim else 0 for array in arrays}
+        if len(inputs) != len(specs) or len(lengths) != 1 or 0 in lengths:
             shapes = ", ".join(str(np.shape(array)) for array in inputs)
             raise EngineError(
                 f"The bundle got {len(inputs)} inputs of shapes {shapes}; expected "
-                f"{', '.join(map(str, specs))} with at least one sample."
+                f"{', '.join(map(str, specs))} with at least one sample, as many in each."
             )
         parts = [
             self.infer(tuple(array[begin : begin + self._batch] for array in arrays))
@@ -244,7 +246,9 @@ class Bundle:
                 raise EngineError(f"{self.path.name} is closed; load it again.")
             self._under_way += 1
         try:
-            outputs = self._running.session.run(whole)
+            # Engines may take more callers, each with threads of its own.
+            with self._slots:
+                outputs = self._running.session.run(whole)
         finally:
             with self._calls:
                 self._under_way -= 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,7 +176,8 @@ def materialize(
                 return [_cast(samples.array(index), description)]
             item = samples.items[index]
             assert item.path is not None
-            return [p.arrays for p in reader.pieces(item.path, start_s=item.start_s, end_s=item.end_s)]
+            pieces = reader.pieces(item.path, start_s=item.start_s, end_s=item.end_s)
+            return [piece.arrays for piece in itertools.islice(pieces, max_rows)]
         except DataError as error:
             return error
 
@@ -215,17 +218,17 @@ def _map_ahead(
 ) -> Iterator[tuple[int, list[Arrays] | DataError]]:
     """Yield results in order, with a bounded number of samples read ahead."""
     with ThreadPoolExecutor(threads, thread_name_prefix="alula-read") as pool:
-        ahead = 4 * threads
-        waiting = [pool.submit(read, index) for index in indices[:ahead]]
+        left = iter(indices)
+        waiting = deque((index, pool.submit(read, index)) for index in itertools.islice(left, 4 * threads))
         try:
-            for position, index in enumerate(indices):
-                result = waiting[position].result()
-                if position + ahead < len(indices):
-                    waiting.append(pool.submit(read, indices[position + ahead]))
-                waiting[position].cancel()
+            while waiting:
+                index, future = waiting.popleft()
+                result = future.result()
+                del future  # or what was read would stay while it is used
+                waiting.extend((one, pool.submit(read, one)) for one in itertools.islice(left, 1))
                 yield index, result
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 

@@ -471,10 +471,14 @@ def _finished_keys(keys: Sequence[RowKey], steps: Sequence[Step]) -> list[RowKey
     """Return what the rows are about after the steps."""
     found: list[RowKey] = []
     nothing = np.zeros((len(keys), 1), np.float32)
+    begin = 0
     for path, track in _tracks(keys, nothing):
         done = apply_steps(steps, track)
+        mine = keys[begin : begin + len(track.scores)]
+        begin += len(mine)
         if done.start_s is None or done.end_s is None:
-            found += [RowKey(path)] * len(done.scores)
+            # Steps that make other rows need their times.
+            found += mine
         else:
             found += [RowKey(path, float(a), float(b)) for a, b in zip(done.start_s, done.end_s, strict=True)]
     return found

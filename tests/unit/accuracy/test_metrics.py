@@ -272,3 +272,25 @@ def test_metrics_raise_no_warnings_on_degenerate_data():
         labels, scores = np.zeros(3, dtype=int), np.zeros((3, 2))
         assert PaddedCmap().value(labels, scores) == 1.0
         assert BalancedAccuracy().value(labels, scores) == 1.0
+
+
+def test_a_metric_of_the_users_may_raise_anything_and_work_in_place() -> None:
+    class OwnError(Exception):
+        pass
+
+    def picky(y_true: np.ndarray, y_pred: np.ndarray) -> float:
+        if len(set(y_true.tolist())) < 2:
+            raise OwnError("one class only")
+        y_pred -= y_pred.max()
+        return float((y_pred.argmax(axis=1) == y_true).mean())
+
+    metric = UserMetric(name="own.py:picky", function=picky)
+    y_true, y_pred = np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    before = y_pred.copy()
+    assert metric.value(y_true, y_pred) == 1.0
+    np.testing.assert_array_equal(y_pred, before)
+    np.testing.assert_array_equal(
+        metric.replicates(y_true, y_pred, np.array([[1, 1], [2, 0]])), [1.0, np.nan]
+    )
+    with pytest.raises(AccuracyError, match=r"`own\.py:picky` raised OwnError: one class only"):
+        metric.value(y_true[:1], y_pred[:1])

@@ -197,7 +197,7 @@ def test_a_precision_that_nobody_knows(make, describe, recipe) -> None:
 def test_another_number_of_golden_outputs(make, describe, recipe) -> None:
     chosen = msgspec.structs.replace(recipe("fake/fp32", golden="chosen"), golden=("chosen", "chosen"))
     manifest = describe(chosen, recipe("fake/int8-static", golden="chosen"))
-    fallback_used(make.write(manifest), manifest, "differ by inf here")
+    fallback_used(make.write(manifest), manifest, "gave 1 outputs; expected 2")
 
 
 def test_golden_names_that_are_not_there(make, describe, recipe) -> None:
@@ -222,7 +222,9 @@ def test_fitted(threads: int, instances: int, budget: int, expected: tuple[int, 
     settings = Settings(threads=threads, instances=instances, batch_size=8, knobs={"spin": True})
     got = fitted(settings, budget)
     assert (got.threads, got.instances) == expected
-    assert (got.batch_size, got.knobs) == (8, {"spin": True})
+    assert got.batch_size == 8
+    # Knobs were chosen for the threads that there were, and may be impossible with others.
+    assert got.knobs == ({"spin": True} if budget == threads * instances else {})
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 128))

@@ -141,6 +141,29 @@ def test_a_swap_that_fails_leaves_the_old_bundle(
     assert read_manifest(bundle).model == manifest.model
 
 
+@pytest.mark.parametrize("swapped", [1, 2])
+def test_an_interrupt_between_the_steps_of_a_swap_leaves_one_whole_bundle(
+    make, manifest, monkeypatch: pytest.MonkeyPatch, swapped: int
+) -> None:
+    bundle = make.write(manifest)
+    rename, done = Path.rename, list[Path]()
+
+    def interrupted(self: Path, target: Path) -> Path:
+        rename(self, target)
+        done.append(target)
+        if len(done) == swapped:
+            raise KeyboardInterrupt
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make.write(msgspec.structs.replace(manifest, model="another"), replace=True)
+    assert [path.name for path in bundle.parent.iterdir()] == ["birds.alula"]
+    assert read_manifest(bundle).model == (manifest.model if swapped == 1 else "another")
+    verify(bundle, read_manifest(bundle))
+
+
 def test_an_old_bundle_that_cannot_be_removed_is_replaced_all_the_same(
     make, manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alula.bundle import read_manifest
 from alula.cli import render
-from alula.core import Outcome, Recipe, Rejected
+from alula.core import Accepted, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
 from alula.tuning import NO_TIME
 
 
@@ -40,3 +40,36 @@ def test_what_was_not_tried_takes_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert outdone.endswith("): 2: torch/fp32, inductor/fp32")
     assert any(line.startswith("torch/bf16") and "rejected: `top1` fell by 0.1" in line for line in lines)
     assert len(drawn(bundle, [wrong], monkeypatch)) == len(lines) - 2
+
+
+def test_a_recipe_that_is_rejected_later_is_not_shown_as_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_audio_bundle(tmp_path / "b.alula", scratch=tmp_path)
+    manifest = read_manifest(bundle)
+    recipe = Recipe("torch", "int8", "fx")
+    accepted = Accepted(
+        candidate=Candidate(recipe, Settings()),
+        accuracy=manifest.accuracy,
+        throughput=Throughput(per_s=90.0, rounds_per_s=(90.0,)),
+    )
+    wrong = Rejected(recipe=recipe, reason="`top1` fell by 0.1")
+    (line,) = [one for one in drawn(bundle, [accepted, wrong], monkeypatch) if one.startswith(str(recipe))]
+    assert "rejected: `top1` fell" in line
+    (line,) = [one for one in drawn(bundle, [accepted], monkeypatch) if one.startswith(str(recipe))]
+    assert line.endswith("accepted")
+
+
+def test_why_a_recipe_was_lost_stands_below_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_audio_bundle(tmp_path / "b.alula", scratch=tmp_path)
+    nothing = drawn(bundle, [], monkeypatch)
+    long = "It cannot be made. " * 15
+    lines = drawn(
+        bundle, [Failed(recipe=Recipe("torch", "int8", "fx"), error=long, reproduce="")], monkeypatch
+    )
+    assert lines[:2] == nothing[:2], "one long reason does not change the table"
+    first = next(line for line in lines if line.startswith("torch/int8-fx"))
+    assert first.split()[1] == "failed:"
+    assert len(lines) == len(nothing) + 4, "two lines of reason, an empty one before and one after"

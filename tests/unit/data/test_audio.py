@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tracemalloc
@@ -410,3 +411,26 @@ def test_memory_does_not_grow_with_rate_or_length(tmp_path: Path) -> None:
     assert frames == 60 * 192_000
     # Two blocks of 16 MiB: the one in hand and the next one. The whole file is 352 MiB as float32.
     assert peak_bytes < 48 * 2**20
+
+
+def test_a_disk_that_fails_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(3.0), RATE_HZ)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(0.6 * len(content))])
+    with pytest.raises(DataError, match=r"truncated|damaged") as damaged:
+        list(open_audio(path).blocks())
+    assert not isinstance(damaged.value.__cause__, OSError)
+
+    read = os.pread
+
+    def failing(descriptor: int, count: int, at: int) -> bytes:
+        if count >= 2**20:  # not the header and the tail that opening looks at
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, count, at)
+
+    # To the decoder a disk that fails is the end of the file.
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(DataError, match=r"truncated|damaged") as passing:
+        list(open_audio(path).blocks())
+    assert isinstance(passing.value.__cause__, OSError)

@@ -118,6 +118,25 @@ def test_links_are_followed_once_and_broken_ones_kept(tmp_path: Path) -> None:
     assert names(list_files(tmp_path), tmp_path) == ["real/a.wav", "real/gone.wav"]
 
 
+@pytest.mark.parametrize("pattern", ["**/*.wav", "**", "*", "r*", "*/*.wav"])
+def test_globs_find_each_file_once_whatever_links_to_its_folder(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, "real/a.wav")
+    for name in ("latest", "other"):
+        (tmp_path / name).symlink_to(tmp_path / "real")
+        (tmp_path / "real" / name).symlink_to(tmp_path)
+    found = find_inputs([tmp_path / pattern], kind="audio")
+    # A glob without `**` matches a file by every name that fits.
+    expected = 3 if pattern == "*/*.wav" else 1
+    assert len(found) == expected
+    assert {path.name for path in found} == {"a.wav"}
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav")
+    (tmp_path / "b.wav").symlink_to(tmp_path / "b.wav")
+    assert names(find_inputs([tmp_path], kind="audio"), tmp_path) == ["a.wav", "b.wav"]
+
+
 def test_pipes_are_not_files(tmp_path: Path) -> None:
     import os
 

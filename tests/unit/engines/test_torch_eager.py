@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alula.core import Recipe, Settings, Signature
+from alula.core import Recipe, Settings, Signature, TensorSpec
 from alula.engines import Session, engine_named
+from alula.engines.torch_eager import TorchSession
 from alula.errors import EngineError
 from alula.export import export_module
 
@@ -208,3 +209,27 @@ def test_bf16_is_offered_where_it_has_instructions() -> None:
 def test_unknown_knobs(net: Exported) -> None:
     with pytest.raises(EngineError, match=r"Engine `torch` has no knob `turbo`; known are none\."):
         net.load(FP32, Settings(knobs={"turbo": True}))
+
+
+def test_a_module_that_works_in_place_leaves_the_callers_arrays_alone() -> None:
+    signature = Signature((TensorSpec("x", "float32", ("b", 3)),), (TensorSpec("y", "float32", ("b", 3)),))
+    session = TorchSession("torch", lambda x: x.mul_(2.0), signature=signature, settings=Settings())
+    for _ in range(3):
+        x = np.ones((2, 3), np.float32)
+        (y,) = session.run((x,))
+        np.testing.assert_array_equal(x, 1)
+        np.testing.assert_array_equal(y, 2)
+
+
+def test_what_a_module_cannot_look_up_or_asserts_is_an_error_of_the_engine() -> None:
+    signature = Signature((TensorSpec("x", "int64", ("b",)),), (TensorSpec("y", "float32", ("b", 3)),))
+    table = torch.nn.Embedding(4, 3)
+
+    def checked(x: torch.Tensor) -> torch.Tensor:
+        assert x.min() >= 0, "negative"
+        return table(x)
+
+    session = TorchSession("torch", checked, signature=signature, settings=Settings())
+    for wrong, says in ((9, "index out of range"), (-1, "negative")):
+        with pytest.raises(EngineError, match=says):
+            session.run((np.array([wrong]),))

@@ -13,10 +13,19 @@ import timm
 import torch
 from torch import nn
 
-from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Settings, Signature, TensorSpec
+from alula.core import (
+    ARTIFACT_FILES,
+    ExportFormat,
+    Recipe,
+    Settings,
+    Signature,
+    TensorSpec,
+    largest_difference,
+    rms_difference,
+)
 from alula.engines import engine_named
 from alula.errors import ModelError
-from alula.export import export_module, exporters, largest_difference, signature_of_module, signature_of_onnx
+from alula.export import export_module, exporters, signature_of_module, signature_of_onnx
 from alula.export.exporters import ONNX_OPSET
 
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "exported", "torchscript")
@@ -54,12 +63,19 @@ def samples(batch: int = 2) -> tuple[np.ndarray, ...]:
     return (np.random.default_rng(batch).normal(size=(batch, 3, 16, 16)).astype(np.float32),)
 
 
-def reloaded(target: ExportFormat, folder: Path, signature: Signature, arrays, engine: str | None = None):
+def reloaded(
+    target: ExportFormat,
+    folder: Path,
+    signature: Signature,
+    arrays,
+    engine: str | None = None,
+    recipe: Recipe | None = None,
+):
     """Return the outputs of the export by the engine that reads it."""
     runner = engine_named(engine or READERS[target])
     artifact = folder / "artifact"
     artifact.mkdir(exist_ok=True)
-    recipe = Recipe(runner.name, "fp32")
+    recipe = recipe or Recipe(runner.name, "fp32")
     runner.build(folder, artifact, recipe=recipe)
     session = runner.load(artifact, recipe=recipe, signature=signature, settings=Settings())
     try:
@@ -263,12 +279,99 @@ def test_eca_nfnet_agrees_in_both_engines(tmp_path: Path) -> None:
         assert largest_difference([expected], got) <= LIMIT
 
 
+class Standardising(Net):
+    """Changes its input in place before anything else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.sub_(0.5).div_(2.0))
+
+
+class Masked(Net):
+    """Has a class that is never the answer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).masked_fill(torch.tensor([False, True, False, False, False]), -torch.inf)
+
+
+@pytest.mark.parametrize("net", [Standardising, Masked])
+@pytest.mark.parametrize("target", [*FORMATS, "openvino"])
+def test_modules_that_work_in_place_and_infinite_outputs_are_exported(
+    tmp_path: Path, net: type[nn.Module], target: ExportFormat
+) -> None:
+    module = net().eval()
+    (x,) = samples()
+    before = x.copy()
+    signature = export_module(module, [x], target=target, folder=tmp_path).signature
+    np.testing.assert_array_equal(x, before)
+    (other,) = samples(5)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(other.copy())).numpy()
+    engine = "openvino" if target == "openvino" else None
+    recipe = Recipe("openvino", "fp32", None, "direct") if engine else None
+    got = reloaded(target, tmp_path, signature, (other,), engine, recipe=recipe)
+    assert largest_difference([expected], got) <= LIMIT
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those who still have such a model know
+def test_a_torchscript_file_is_a_model(tmp_path: Path) -> None:
+    module = Net().eval()
+    torch.jit.script(module).save(str(tmp_path / "net.pt"))
+    loaded = torch.jit.load(str(tmp_path / "net.pt")).eval()
+    assert signature_of_module(loaded, samples()).inputs[0].shape == ("b", 3, 16, 16)
+    with pytest.raises(ModelError, match=r"torch\.export cannot export this model"):
+        export_module(loaded, samples(), target="exported", folder=tmp_path)
+    targets: tuple[ExportFormat, ...] = ("onnx", "torchscript")
+    for target in targets:
+        folder = tmp_path / target
+        folder.mkdir()
+        signature = export_module(loaded, samples(), target=target, folder=folder).signature
+        got = reloaded(target, folder, signature, samples(5))
+        assert largest_difference([module(torch.from_numpy(samples(5)[0])).detach().numpy()], got) <= LIMIT
+
+
+def test_a_program_with_a_fixed_batch_is_told_how_to_be_exported(tmp_path: Path) -> None:
+    example = (torch.from_numpy(samples(1)[0]),)
+    torch.export.save(torch.export.export(Net().eval(), example), tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    with pytest.raises(ModelError, match=r"fails on real samples.*dynamic_shapes=\(\{0: torch\.export\.Dim"):
+        signature_of_module(loaded, samples())
+
+
+def test_weights_beside_an_onnx_file_go_with_it(tmp_path: Path) -> None:
+    signature = export_module(Net().eval(), samples(), target="onnx", folder=tmp_path).signature
+    path = tmp_path / ARTIFACT_FILES["onnx"]
+    onnx.save_model(
+        onnx.load(path), path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100
+    )
+    expected = reloaded("onnx", tmp_path, signature, samples(3))
+    (tmp_path / f"{path.name}.data").unlink()  # the artifact has its own
+    got = engine_named("onnxruntime").load(
+        tmp_path / "artifact", recipe=Recipe("onnxruntime", "fp32"), signature=signature, settings=Settings()
+    )
+    np.testing.assert_array_equal(got.run(samples(3))[0], expected[0])
+
+
+def test_rms_difference() -> None:
+    ones = np.ones((2, 3), np.float32)
+    assert rms_difference(ones, ones) == 0
+    assert rms_difference(2 * ones, ones) == 0.5
+    assert rms_difference(ones, ones[:1]) == np.inf
+    assert np.isnan(rms_difference(ones, ones * np.nan))
+    masked = np.array([1.0, -np.inf])
+    assert rms_difference(masked, masked) == 0
+    assert rms_difference(masked, np.array([1.0, 2.0])) == np.inf
+
+
 def test_largest_difference() -> None:
     ones = np.ones((2, 2), np.float32)
     assert largest_difference([ones], [ones]) == 0
     assert largest_difference([ones], [ones[:1]]) == np.inf
     assert np.isnan(largest_difference([ones, ones], [ones * np.nan, ones]))
     assert np.isnan(largest_difference([ones, ones], [ones, ones * np.nan]))
+    assert largest_difference([ones], [ones, ones]) == np.inf
+    masked = np.array([-np.inf, 2.0])
+    assert largest_difference([masked], [masked + np.array([0.0, 0.5])]) == 0.25
+    assert largest_difference([masked], [np.array([0.0, 2.0])]) == np.inf
     assert largest_difference([ones * 0], [ones * 0]) == 0
     assert largest_difference([ones, ones * 4], [ones, ones * 3]) == 0.25
 

@@ -84,6 +84,13 @@ def test_other_arrays_are_data_errors(image: np.ndarray) -> None:
         ImageFeatures(ImageInput()).transform(image)
 
 
+def test_an_image_that_would_become_huge_is_refused() -> None:
+    features = ImageFeatures(ImageInput(height=224, width=224, resize=256))
+    thin = np.zeros((100_000, 1, 3), np.uint8)
+    with pytest.raises(DataError, match=r"1 x 100000 pixels, and 256 x 25600000 when it is resized"):
+        features.transform(thin)
+
+
 def test_missing_pillow_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(EngineUnavailableError, match=r"pip install 'alula\[image\]'"):

@@ -363,6 +363,11 @@ def test_distinct_demands() -> None:
             "a row for 1 s every 1 s and the first one for 0.5 s",
         ),
         ([Demand(audio()), Demand(audio(hop_s=0.25))], "0.5 s every 0.25 s"),
+        (
+            # 15,600 and 21,498.75 samples: after a day the one would be a window behind the other.
+            [Demand(AudioInput(sample_rate_hz=rate, window_s=0.975)) for rate in (16_000, 22_050)],
+            r"0\.975\d* s every 0\.975011338 s and the first one for 0\.975 s",
+        ),
         ([Demand(audio(), keep_s=0.6)], "`keep_s` got 0.6"),
         ([Demand(audio(), rows=3)], "a whole number of samples apart"),
         ([TOGETHER, Demand(audio(window_s=1.5, hop_s=1.0), keep_s=0.5, rows=2)], "give 2 and 4 rows"),

@@ -33,7 +33,12 @@ def clock() -> ScriptedClock:
 
 
 def pacer_of(
-    clock: ScriptedClock, told: Told, guesses: Mapping[int, float | None], *, deadline_s: float = 100.0
+    clock: ScriptedClock,
+    told: Told,
+    guesses: Mapping[int, float | None],
+    *,
+    deadline_s: float = 100.0,
+    at_once: int = 1,
 ) -> Pacer[int]:
     return Pacer(
         guesses,
@@ -44,6 +49,7 @@ def pacer_of(
         clock=clock.monotonic,
         first_rows=4,
         least_rows=4,
+        at_once=at_once,
     )
 
 
@@ -89,6 +95,19 @@ def test_pieces_are_whole_calls_where_there_are_rows_for_them(clock: ScriptedClo
     last = pacer.next_piece(2)
     assert last is not None
     assert last.rows == 2
+
+
+@pytest.mark.parametrize(("at_once", "begun"), [(1, True), (8, False)])
+def test_a_piece_that_shares_the_cpus_with_others_takes_as_many_times_longer(
+    clock: ScriptedClock, at_once: int, begun: bool
+) -> None:
+    pacer = pacer_of(clock, Told(TWO), {0: 12.0}, deadline_s=30.0, at_once=at_once)
+    pacer.opened(0)
+    pacer.prepared({"decode": Finished(4.0, 0.4)})
+    assert pacer.next_piece(4) is not None
+    compute(pacer, clock, 4, {"a": 0.5, "b": 0.5})
+    # About 20 s are left for pieces of four rows, of which one takes 5 with all CPUs.
+    assert (pacer.next_piece(4) is not None) == begun
 
 
 def test_what_files_hold_corrects_the_guesses(clock: ScriptedClock) -> None:

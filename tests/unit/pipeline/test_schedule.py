@@ -78,6 +78,23 @@ def test_a_task_that_fails_during_its_model_call_holds_nothing_back() -> None:
     assert batch.spans[0].opened.store(outputs, slot=0, start=1, count=1) == 0
 
 
+def test_no_batch_is_closed_before_the_rows_of_a_step_that_had_waited_for_a_disk_are_written() -> None:
+    schedule: Schedule[str, int] = Schedule(Settings(batch_size=8), 2)
+    schedule.admit("stalls")
+    schedule.exhaust()
+    seat = schedule.prepare_seat()
+    assert schedule.start(seat) is not None
+    seat.since_s = 0.0
+    assert schedule.lend(before_s=1.0) == 1
+    schedule.expect(seat, (((1,), np.dtype(np.float32)),))
+    schedule.reserve(seat, 1)  # it is awake, and about to write
+    with schedule._lock:
+        schedule._dispatch()
+    assert not schedule._ready
+    schedule.close(seat, None)
+    assert len(schedule._ready) == 1
+
+
 def test_a_first_task_that_waits_for_a_disk_does_not_keep_others_from_the_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -84,9 +84,32 @@ def test_a_score_of_a_label_that_is_left_out_may_be_anything(tmp_path: Path) -> 
     scores[:, 2] = np.nan
     table, _ = submit(tmp_path, write_sample(tmp_path), ROWS, scores)
     assert not table.isna().any().any()
-    scores[1, 3] = np.nan
-    with pytest.raises(JobError, match=r"`s_1_10` got nan for `abythr1`; expected a score from 0 to 1"):
+    scores[1, 3] = 7.0
+    with pytest.raises(JobError, match=r"`s_1_10` got 7.0 for `abythr1`; expected a score from 0 to 1"):
         submit(tmp_path, write_sample(tmp_path), ROWS, scores)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_do_not_cost_the_submission(tmp_path: Path, odd: float) -> None:
+    scores = SCORES.copy()
+    scores[1, 3] = odd
+    expected, _ = submit(tmp_path, write_sample(tmp_path), ROWS, SCORES)
+    table, notes = submit(tmp_path, write_sample(tmp_path), ROWS, scores)
+    even = 1 / (len(table.columns) - 1)
+    assert table.loc[1, "abythr1"] == pytest.approx(even, abs=1e-6)
+    expected.loc[1, "abythr1"] = table.loc[1, "abythr1"]
+    assert table.equals(expected)
+    (note,) = notes
+    assert note.startswith(
+        "1 rows, such as `s_1_10`, had scores that are no numbers; these are filled with 0.333"
+    )
+
+
+def test_recordings_of_one_name_are_refused_before_the_work(tmp_path: Path) -> None:
+    sink = sink_for(tmp_path / "submission.csv", format="birdclef", labels=LABELS, kind="audio")
+    sink.expect(["a/x.ogg", "a/y.ogg"])
+    with pytest.raises(JobError, match=r"a/x\.ogg and b/x\.ogg would have the same row ids"):
+        sink.expect(["a/x.ogg", "b/x.ogg"])
 
 
 def test_columns_for_which_there_is_no_label(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self, cast
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ from alula.errors import EngineError
 from alula.measure.fake import ScriptedClock
 from alula.tuning.field import ProcessField, Reference
 from alula.tuning.limits import StepLimit
-from alula.tuning.messages import Loaded, LoadRequest, Measured, MeasureRequest
+from alula.tuning.messages import Loaded, LoadRequest, Measured, MeasureRequest, Predicted, PredictRequest
 from alula.tuning.process import ChildError
 
 PLAIN = Recipe("openvino", "int8", "nncf")
@@ -48,13 +49,15 @@ class StandIn:
         if isinstance(request, LoadRequest):
             self.batch_size = request.settings.batch_size
             return Loaded(seconds=self.place.load(self.batch_size))
-        assert isinstance(request, MeasureRequest)
         self.place.limits.append(timeout_s)
+        if isinstance(request, PredictRequest):
+            raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
+        assert isinstance(request, MeasureRequest)
         if self.batch_size in self.place.hanging:
             self.alive = False
             raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         call_s = self.batch_size / PER_S
-        return Measured(samples=self.batch_size, wall_s=call_s, calls_s=(call_s,), cpu_s=call_s)
+        return Measured(samples=self.batch_size, wall_s=call_s, calls_s=(call_s,), instances=1, cpu_s=call_s)
 
     def close(self) -> None:
         self.alive = False
@@ -98,18 +101,28 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def field_in(place: Place, *earlier: Outcome, record: list[Outcome] | None = None) -> ProcessField:
+def field_in(
+    place: Place,
+    *earlier: Outcome,
+    record: list[Outcome] | None = None,
+    n: int = 4,
+    deadline_s: float = 1e9,
+    scores: str = "",
+    golden_outputs: tuple[str, ...] = (),
+) -> ProcessField:
     np.save(place.folder / "scores.npy", np.zeros((4, 2), np.float32))
+    limit = StepLimit(place.clock, longest_s=600.0)
+    limit.deadline_s = deadline_s
     return ProcessField(
         cast(Any, place),
         reference=Reference(
             candidate=Candidate(EAGER, SETTINGS),
             per_s=PER_S,
             loading_s=1.0,
-            n=4,
-            scores=str(place.folder / "scores.npy"),
+            n=n,
+            scores=scores or str(place.folder / "scores.npy"),
             golden=(),
-            golden_outputs=(),
+            golden_outputs=golden_outputs,
         ),
         validation=("x.npy",),
         targets=None,
@@ -119,7 +132,7 @@ def field_in(place: Place, *earlier: Outcome, record: list[Outcome] | None = Non
         scenario="offline",
         latency_limit_s=None,
         seed=0,
-        limit=StepLimit(place.clock, longest_s=600.0),
+        limit=limit,
         record=(record if record is not None else []).append,
         earlier=earlier,
         report=lambda text: None,
@@ -203,3 +216,107 @@ def test_the_reason_of_a_recipe_that_is_not_tried_is_recorded(place: Place) -> N
     assert recorded == [
         Rejected(recipe=FULL_BIAS, reason="it would be no faster than another", tried=False, seconds=0.0)
     ]
+
+
+def test_what_there_was_no_time_for_may_be_taken_after_all(place: Place) -> None:
+    recorded: list[Outcome] = []
+    with field_in(place, record=recorded) as field:
+        assert field.prepare(PLAIN, until_s=place.clock.monotonic() + 5.0) == ()
+        assert field.prepare(PLAIN, until_s=1e9) == ()
+    first, second = recorded
+    assert isinstance(first, Rejected)
+    assert not first.tried
+    assert isinstance(second, Failed)  # in 600 s it should have answered
+
+
+def test_a_check_of_accuracy_that_the_budget_ends_proves_nothing(place: Place) -> None:
+    recorded: list[Outcome] = []
+    known, right = looked_at(PLAIN, 3.0), looked_at(EAGER, 1.0)
+    right = msgspec.structs.replace(right, accuracy=msgspec.structs.replace(right.accuracy, n=5000))
+    with field_in(place, known, right, record=recorded, n=5000, deadline_s=40.0) as field:
+        assert field.checking_s(known.candidate) == pytest.approx(51.0)
+        assert not field.accept(known.candidate)
+        assert not field.accept(known.candidate)
+    (left,) = recorded
+    assert isinstance(left, Rejected)
+    assert not left.tried
+    assert "before its accuracy was checked" in left.reason
+    with field_in(place, known, right, left, n=5000) as again:
+        assert again.known_scores(PLAIN) == {known.candidate: 3.0}
+
+
+def test_the_first_check_of_accuracy_is_waited_for_when_the_budget_is_over(place: Place) -> None:
+    recorded: list[Outcome] = []
+    known = looked_at(PLAIN, 3.0)
+    with field_in(place, known, record=recorded, n=5000, deadline_s=-1.0) as field:
+        assert not field.accept(known.candidate)
+    assert place.limits == [600.0]
+    assert isinstance(recorded[0], Failed)  # it had all the time that it may need
+
+
+def test_a_long_check_of_accuracy_is_waited_for(place: Place) -> None:
+    known = looked_at(PLAIN, 3.0)
+    with field_in(place, known, n=50_000) as field:
+        field.accept(known.candidate)
+    assert place.limits == [1500.0]
+
+
+def test_the_accuracy_of_all_settings_is_that_on_the_most_samples(place: Place) -> None:
+    rough = looked_at(PLAIN, 3.0)
+    other = msgspec.structs.replace(rough, candidate=Candidate(PLAIN, Settings(batch_size=1)))
+    full = msgspec.structs.replace(
+        rough, accuracy=msgspec.structs.replace(rough.accuracy, n=4000, drop=0.005)
+    )
+    for earlier in ((rough, other, full), (full, rough, other)):
+        with field_in(place, *earlier, n=4000) as field:
+            for one in (rough, other):
+                assert field.accepted(one.candidate).accuracy == full.accuracy
+
+
+def test_an_outcome_tells_the_time_since_the_one_before(place: Place) -> None:
+    recorded: list[Outcome] = []
+    place.compiling_s = 20.0
+    with field_in(place, record=recorded) as field:
+        field._accuracy[EAGER] = looked_at(EAGER, 1.0).accuracy
+        for size in (8, 4):
+            one = Candidate(EAGER, Settings(batch_size=size))
+            taken = field.measure(one, 0.4)
+            field.scored(one, taken, 1.0)
+        field.skip(PLAIN, "the budget is used up")
+    assert [one.seconds for one in recorded] == [21.0, 21.0, 0.0]
+
+
+def test_an_output_that_the_metric_does_not_see_is_looked_at(place: Place) -> None:
+    first, second = (TensorSpec(name, "float32", ("b", 2)) for name in ("scores", "embedding"))
+    place.signature = Signature(Place.signature.inputs, (first, second))  # type: ignore[misc]
+
+    def verdict(factor: float, start: float = 0.0) -> Accuracy | Rejected:
+        want = np.arange(8, dtype=np.float32).reshape(4, 2) + 1
+        arrays = {"want": want, "have": want * factor + start}
+        for name, array in arrays.items():
+            np.save(place.folder / f"{name}.npy", array)
+
+        class Predicting(StandIn):
+            def ask(self, request: object, expected: type, *, timeout_s: float) -> Any:
+                if not isinstance(request, PredictRequest):
+                    return super().ask(request, expected, timeout_s=timeout_s)
+                for path, array in zip(request.outputs, (np.eye(4, 2), arrays["have"]), strict=False):
+                    np.save(path, array.astype(np.float32))
+                return Predicted(n=4, samples_per_s=1.0)
+
+        place.child = lambda name, bound=False: Predicting(place)  # type: ignore[method-assign]
+        want_path = str(place.folder / "want.npy")
+        reference = {"scores": str(place.folder / "s.npy"), "golden_outputs": (want_path, want_path)}
+        np.save(reference["scores"], np.eye(4, 2, dtype=np.float32))
+        with field_in(place, **reference) as field:
+            return field._judge(Candidate(PLAIN, SETTINGS), 4)
+
+    same, close, far = verdict(1.0), verdict(1.1), verdict(-1.0)
+    assert isinstance(same, Accuracy)
+    assert not [text for text in same.warnings if "embedding" in text]
+    assert isinstance(close, Accuracy)
+    assert any("Output `embedding`" in text and "0.1 of its size" in text for text in close.warnings)
+    assert isinstance(far, Rejected)
+    assert "Output `embedding`" in far.reason
+    broken = verdict(1.0, np.nan)
+    assert isinstance(broken, Rejected)

@@ -6,11 +6,12 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from alula.core import Accepted, Accuracy, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
 from alula.errors import BundleError, DiskFullError
-from alula.tuning import Journal, read_journal
+from alula.tuning import Journal, read_journal, standing
 
 ACCURACY = Accuracy(
     metric="top1", n=10, baseline=0.9, chosen=0.8, drop=0.1, drop_low=0.0, drop_high=0.2, limit=0.01
@@ -102,3 +103,20 @@ def test_a_damaged_line_is_named(journal: Journal, line: bytes) -> None:
     with pytest.raises(BundleError, match="Line 2 is no outcome") as raised:
         tuple(read_journal(journal.path))
     assert raised.value.path == str(journal.path)
+
+
+def test_what_is_lost_later_does_not_stand() -> None:
+    first = OUTCOMES[0]
+    assert isinstance(first, Accepted)
+    recipe, settings = first.candidate.recipe, first.candidate.settings
+    again = msgspec.structs.replace(first, relative=2.0)
+    other = msgspec.structs.replace(first, candidate=Candidate(recipe, Settings(batch_size=1)))
+    at_these = Failed(recipe=recipe, settings=settings, error="crashed", reproduce="")
+    assert standing([first, *OUTCOMES[1:], other, again]) == (again, other)
+    assert standing([first, other, at_these]) == (other,)
+    assert standing([first, at_these, again]) == (again,)
+    for whole in (
+        Rejected(recipe=recipe, reason="`top1` fell"),
+        Failed(recipe=recipe, error="crashed", reproduce=""),
+    ):
+        assert standing([first, other, whole]) == ()

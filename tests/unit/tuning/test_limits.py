@@ -36,6 +36,16 @@ def test_a_step_gets_what_is_left_and_a_little_in_any_case() -> None:
     assert limit() == LEAST_STEP_S
 
 
+def test_a_step_that_is_known_to_be_long_may_be_long() -> None:
+    clock = ScriptedClock()
+    limit = StepLimit(clock, longest_s=600.0)
+    assert limit(expected_s=100.0) == 600.0
+    assert limit(expected_s=700.0) == 2100.0
+    limit.deadline_s = 800.0
+    assert limit(expected_s=700.0) == 800.0
+    assert limit.was_short
+
+
 def test_a_step_that_can_be_done_without_ends_in_time() -> None:
     clock = ScriptedClock()
     limit = StepLimit(clock, longest_s=600.0)

@@ -21,7 +21,7 @@ from alula.core import Recipe, Settings, Signature, TensorSpec
 from alula.engines.fake import FakeScript
 from alula.errors import DiskFullError, EngineError
 from alula.sources import Source
-from alula.tuning import Child, ChildError, LoadRequest, process
+from alula.tuning import Child, ChildError, LoadRequest, measure_round, process
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -32,6 +32,10 @@ from alula.tuning.messages import (
     MeasureRequest,
     Predicted,
     PredictRequest,
+    Served,
+    ServeRequest,
+    Streamed,
+    StreamRequest,
 )
 
 SIGNATURE = Signature(
@@ -104,6 +108,54 @@ def test_a_child_answers_request_after_request(child: Child, tmp_path: Path, sam
     measured = child.ask(MeasureRequest(inputs=(samples,), seconds=0.0), Measured, timeout_s=ANSWER_S)
     assert measured.samples == 8 * len(measured.calls_s)
     assert child.alive
+
+
+def test_all_instances_predict_and_the_order_is_that_of_the_samples(
+    child: Child, tmp_path: Path, samples: str
+) -> None:
+    request = scripted(tmp_path / "artifact", scale=2.0)
+    output = str(tmp_path / "y.npy")
+    for instances, batch_size, limit in ((2, 3, 20), (3, 8, 20), (3, 8, 7), (2, 1, 1)):
+        settings = Settings(instances=instances, batch_size=batch_size)
+        child.ask(msgspec.structs.replace(request, settings=settings), Loaded, timeout_s=ANSWER_S)
+        asked = PredictRequest(inputs=(samples,), outputs=(output,), limit=limit)
+        child.ask(asked, Predicted, timeout_s=ANSWER_S)
+        np.testing.assert_array_equal(np.load(output), 2 * np.load(samples)[:limit, :CLASSES])
+        taken, _ = measure_round(child, (samples,), 0.0, timeout_s=ANSWER_S)
+        assert taken.instances == instances == len(taken.calls)
+
+
+def test_a_fixed_batch_axis_is_filled_up_for_single_samples_and_for_queues(
+    child: Child, tmp_path: Path, samples: str
+) -> None:
+    fixed = Signature((TensorSpec("x", "float32", (8, FEATURES)),), SIGNATURE.outputs)
+    request = scripted(tmp_path / "artifact", batch_size=1)
+    child.ask(msgspec.structs.replace(request, signature=fixed), Loaded, timeout_s=ANSWER_S)
+    stream = StreamRequest(inputs=(samples,), seconds=0.05, max_s=0.1)
+    assert child.ask(stream, Streamed, timeout_s=ANSWER_S).latency.n > 1
+    serve = ServeRequest(inputs=(samples,), rate_per_s=200.0, seconds=0.2, limit_s=1.0, seed=0)
+    assert child.ask(serve, Served, timeout_s=ANSWER_S).found.stopped is None
+    taken, _ = measure_round(child, (samples,), 0.0, timeout_s=ANSWER_S)
+    assert taken.samples == 8
+
+
+def test_a_bound_child_may_run_on_as_many_cpus_as_it_has_threads(tmp_path: Path) -> None:
+    mine = os.sched_getaffinity(0)
+    for threads, bound, expected in ((1, True, 1), (1, False, len(mine)), (len(mine) + 1, True, len(mine))):
+        with Child(tmp_path, "bound", threads=threads, memory_limit_bytes=GIB, bound=bound) as child:
+            allowed = os.sched_getaffinity(child.pid)
+        assert len(allowed) == expected
+        assert allowed <= mine
+
+
+def test_a_child_is_ended_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    child = Child(tmp_path, "twice", threads=1, memory_limit_bytes=GIB)
+    kill = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda pid, number: (killed.append(pid), kill(pid, number)))
+    child.close()
+    child.close()  # its number may belong to another process group by now
+    assert killed == [child.pid]
 
 
 def test_a_problem_is_reported_and_the_child_stays_usable(child: Child, tmp_path: Path, samples: str) -> None:

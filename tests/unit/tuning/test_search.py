@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -19,10 +20,14 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 from alula.accuracy import metric_named
 from alula.core import Accepted, Failed, Outcome, Recipe, Rejected
 from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
-from alula.errors import DiskFullError, MeasurementError, ModelError
+from alula.errors import AccuracyError, DiskFullError, MeasurementError, ModelError
+from alula.measure import ratio
 from alula.measure.fake import ScriptedClock
 from alula.sources import parse_source
 from alula.tuning import Journal, SearchPlan, SearchResult, comparison, read_journal, search
+
+# The function hides its module.
+searching = importlib.import_module("alula.tuning.search")
 
 FAKE = Recipe("fake", "fp32")
 REAL = Recipe("onnxruntime", "fp32")
@@ -108,6 +113,8 @@ def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., N
     assert [accepted.candidate.recipe for accepted in result.accepted] == [REAL, FAKE]
     assert result.accepted[1].relative == pytest.approx(1, abs=0.3)  # the anchor is the first that works
     assert all(len(finalist.throughput.rounds_per_s) == 6 for finalist in result.finalists)
+    assert set(result.race) == {finalist.accepted.candidate for finalist in result.finalists}
+    assert all(rate > 0 for rates in result.race.values() for rate in rates)
     assert result.baseline.recipe == REAL
     assert result.validation_samples == N
     assert result.finalists[0].accepted.accuracy.drop == 0
@@ -220,6 +227,83 @@ def test_a_recipe_that_hangs_while_it_is_timed_is_stopped_long_before_a_step_mus
     assert stopped is not None
     assert int(stopped[1]) < plan.timeout_s / 2  # half a second, and twice the time of loading
     assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
+
+
+def test_the_result_says_what_disturbed_the_search(plan: SearchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+
+    def describe(before: object, after: object, **times: float) -> tuple[str, ...]:
+        told.append(times)
+        return ("other processes used 0.8 of 2 CPUs",)
+
+    monkeypatch.setattr(searching, "describe_disturbance", describe)
+    result = run(replace(plan, recipes=(REAL,))).result
+    assert result.disturbance == ("other processes used 0.8 of 2 CPUs",)
+    # The children that have ended are the search's own: they import ONNX Runtime, for one.
+    assert 0.1 < told[0]["own_cpu_s"] < 10 * told[0]["wall_s"]
+
+
+def test_a_metric_that_is_not_defined_for_the_model_is_told_before_anything_is_tried(
+    plan: SearchPlan,
+) -> None:
+    reports: list[str] = []
+    targets = np.full(N, 7 * CLASSES)  # the model has no such class
+    with pytest.raises(AccuracyError, match="class"):
+        search(
+            replace(plan, targets=targets),
+            journal=Journal(plan.workdir / "search.jsonl"),
+            report=reports.append,
+        )
+    assert not [text for text in reports if text.startswith("trying")]
+
+
+def test_where_all_finalists_are_lost_at_the_end_the_next_best_wins(
+    plan: SearchPlan, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(seconds_per_batch=0.02)
+    compared: list[set[str]] = []
+
+    def losing(contenders: dict[str, Any], **options: Any) -> comparison.Comparison:
+        compared.append(set(contenders) - {"baseline"})
+        made = comparison.compare_speeds(contenders, **options)
+        lost = {
+            name: comparison.Loss(error="It crashed.", reproduce="again")
+            for name in made.rounds
+            if name.startswith(REAL.name)
+        }
+        kept = {name: rounds for name, rounds in made.rounds.items() if name not in lost}
+        return replace(made, rounds=kept, losses=lost)
+
+    monkeypatch.setattr(searching, "compare_speeds", losing)
+    found = run(plan)
+    recipes = [{name.partition(" ")[0] for name in names} for names in compared]
+    assert recipes[0] == {REAL.name}
+    assert recipes[-1] == {FAKE.name}
+    assert [one.accepted.candidate.recipe for one in found.result.finalists] == [FAKE]
+    last = found.of(REAL)[-1]
+    assert isinstance(last, Failed)
+    assert last.error == "It crashed."
+
+
+def test_a_baseline_that_is_measured_after_the_others_is_no_neighbour_of_them(
+    plan: SearchPlan, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_baseline(contenders: dict[str, Any], **options: Any) -> comparison.Comparison:
+        made = comparison.compare_speeds(contenders, **options)
+        return replace(made, rounds={name: one for name, one in made.rounds.items() if name != "baseline"})
+
+    paired: list[bool] = []
+
+    def noting(*rates: Any, **options: Any) -> Any:
+        paired.append(options["paired"])
+        return ratio(*rates, **options)
+
+    monkeypatch.setattr(searching, "compare_speeds", without_the_baseline)
+    monkeypatch.setattr(searching, "ratio", noting)
+    found = run(replace(plan, recipes=(REAL,)))
+    assert paired
+    assert not any(paired)
+    assert any("measured after them" in text for text in found.result.warnings)
 
 
 def test_when_every_recipe_fails_the_baseline_is_left(plan: SearchPlan, script: Callable[..., None]) -> None:

@@ -58,6 +58,7 @@ class SimulatedField:
         self.reasons: dict[Recipe, str] = {}
         self.asked: list[Recipe] = []
         self.measured: list[Candidate] = []
+        self.failures: list[Candidate] = []
         self.truth = {one: speed for recipe in RECIPES for one, speed in self._speeds(recipe).items()}
         self.held: tuple[Candidate, ...] = ()
         self.known: dict[Recipe, dict[Candidate, float]] = {}
@@ -127,6 +128,7 @@ class SimulatedField:
 
     def measure(self, candidate: Candidate, seconds: float) -> Round:
         if candidate in self.broken:
+            self.failures.append(candidate)
             raise EngineError("broken")
         self.measured.append(candidate)
         if candidate not in self.held:
@@ -148,8 +150,8 @@ class SimulatedField:
     def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
         self.scores[candidate] = score
 
-    def known_scores(self, recipe: Recipe) -> dict[Candidate, float]:
-        return self.known.get(recipe, {})
+    def known_scores(self, recipe: Recipe) -> dict[Candidate, float] | None:
+        return self.known.get(recipe)
 
     def outdone(self, recipe: Recipe, *, best: float) -> str | None:
         return None
@@ -161,6 +163,9 @@ class SimulatedField:
     def accept(self, candidate: Candidate) -> bool:
         self.clock.advance(2)
         return candidate.recipe not in self.bad
+
+    def checking_s(self, candidate: Candidate) -> float:
+        return 2.0
 
 
 def searched(
@@ -383,6 +388,36 @@ def test_known_scores_are_not_measured_again() -> None:
     resumed = Strategy(again, clock=clock).run(RECIPES, deadline_s=600)
     assert resumed[0].candidate.recipe == standings[0].candidate.recipe
     assert clock.monotonic() < 0.5 * field.clock.monotonic()
+
+
+def test_what_an_earlier_search_found_to_be_out_is_not_taken_again() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(4, QUIET, clock)
+    field.known = {recipe: {} for recipe in RECIPES[:5]}
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+    assert field.asked
+    assert not set(field.asked) & set(RECIPES[:5])
+
+
+def test_new_scores_are_in_the_unit_of_the_known_ones_although_their_anchor_is_gone() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(4, QUIET, clock)
+    anchor, *others = [Candidate(recipe, Settings(threads=2, batch_size=8)) for recipe in RECIPES[:3]]
+    field.known = {one.recipe: {one: field.truth[one] / field.truth[anchor]} for one in others}
+    field.known[anchor.recipe] = {}  # was found to be wrong
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+    assert any(one.recipe not in RECIPES[:3] for one in field.scores)
+    for one, score in field.scores.items():
+        assert score == pytest.approx(field.truth[one] / field.truth[anchor], rel=0.15)
+
+
+def test_a_candidate_that_fails_is_not_asked_again() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(4, QUIET, clock)
+    field.broken = {one for one in field.truth if one.settings.knobs or one.settings.batch_size == 16}
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+    assert len(field.failures) > 3
+    assert len(set(field.failures)) == len(field.failures)
 
 
 class KnowingField(SimulatedField):

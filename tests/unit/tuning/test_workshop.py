@@ -75,7 +75,8 @@ class Shop(Workshop):
         )
         self.children.clear()
 
-    def child(self, name: str) -> Any:
+    def child(self, name: str, *, bound: bool = False) -> Any:
+        assert bound == name.startswith("build"), "what makes artifacts is bound to the budget's CPUs"
         self.children.append(StandIn(name, self))
         return self.children[-1]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,15 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 from alula.bundle import read_manifest, verify
 from alula.core import Accepted, ArrayInput, Rejected, Share
 from alula.engines.fake import SCRIPT_VARIABLE
-from alula.errors import AccuracyError, AlulaError, BundleError, DataError, ModelError, UsageError
+from alula.errors import (
+    AccuracyError,
+    AlulaError,
+    BundleError,
+    DataError,
+    EngineError,
+    ModelError,
+    UsageError,
+)
 from alula.tuning import read_journal
 from alula.workflows import Bundle, load, optimize
 from alula.workflows.peaks import CACHE_VARIABLE
@@ -165,6 +176,22 @@ def test_a_module_and_a_data_loader(tmp_path: Path, x: np.ndarray) -> None:
     assert module.training  # the user's own object is as it was
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript
+@pytest.mark.parametrize("kind", ["script", "program"])
+def test_models_that_are_files_by_nature_may_be_given_as_objects(
+    tmp_path: Path, x: np.ndarray, kind: str
+) -> None:
+    module = torch.nn.Linear(FEATURES, CLASSES).eval()
+    example = (torch.from_numpy(x[:2]),)
+    model: Any = (
+        torch.jit.script(module)
+        if kind == "script"
+        else torch.export.export(module, example, dynamic_shapes=({0: torch.export.Dim("b")},))
+    )
+    with small(model, x, tmp_path / "b.alula", engines=["onnxruntime"], precisions=["fp32"]) as bundle:
+        np.testing.assert_allclose(bundle(x), module(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+
+
 def test_a_model_of_two_inputs(tmp_path: Path, rng: np.random.Generator) -> None:
     left = rng.normal(size=(N, 6)).astype(np.float32)
     right = rng.normal(size=(N, 2)).astype(np.float32)
@@ -180,6 +207,8 @@ def test_a_model_of_two_inputs(tmp_path: Path, rng: np.random.Generator) -> None
         np.testing.assert_allclose(bundle(left[:3], right[:3]), outputs[:3], rtol=1e-5)
         with pytest.raises(AlulaError, match="1 inputs"):
             bundle(left)
+        with pytest.raises(EngineError, match="with at least one sample, as many in each"):
+            bundle(left[:2], right[:3])
 
 
 def test_a_budget_that_is_used_up_still_ends_with_a_bundle(
@@ -246,3 +275,28 @@ def test_too_little_data(tmp_path: Path) -> None:
         small(
             write_onnx(tmp_path / "model.onnx", batch=8), np.zeros((3, FEATURES), np.float32), tmp_path / "b"
         )
+
+
+def test_no_more_callers_compute_than_there_are_instances(
+    tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_onnx(tmp_path / "model.onnx", batch=8)
+    with small(model, x, tmp_path / "b.alula", engines=["onnxruntime"], precisions=["fp32"]) as bundle:
+        session, lock = bundle._running.session, threading.Lock()
+        inside, most, run = 0, 0, session.run
+
+        def counted(inputs: Any) -> Any:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.01)
+            outputs = run(inputs)
+            with lock:
+                inside -= 1
+            return outputs
+
+        monkeypatch.setattr(session, "run", counted)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: bundle(x[:8]), range(16)))
+        assert most == bundle.settings.instances == 1

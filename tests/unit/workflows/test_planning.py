@@ -187,9 +187,15 @@ def test_one_table_for_all_with_labels_by_name(make: Any, tables: Tables, tmp_pa
         for (path, start, end), row in zip(tables.keys, tables.truth, strict=True):
             names = ";".join(name for name, there in zip(LABELS, row, strict=True) if there)
             file.write(f"{path},{start},{end},{names}\n")
-    found = planned(bundles, scores=[tmp_path / "all.csv"], truth=tmp_path / "names.csv")
-    assert found.plan.counts == plain.plan.counts
-    assert found.plan.score == pytest.approx(plain.plan.score)
+    with (tmp_path / "ids.csv").open("w") as file:
+        file.write("row_id,label\n")
+        for (path, _, end), row in zip(tables.keys, tables.truth, strict=True):
+            names = ";".join(name for name, there in zip(LABELS, row, strict=True) if there)
+            file.write(f"{path.removesuffix('.ogg')}_{end:g},{names}\n")
+    for truth in ("names.csv", "ids.csv"):
+        found = planned(bundles, scores=[tmp_path / "all.csv"], truth=tmp_path / truth)
+        assert found.plan.counts == plain.plan.counts
+        assert found.plan.score == pytest.approx(plain.plan.score)
 
 
 @pytest.mark.parametrize(

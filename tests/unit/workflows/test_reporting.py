@@ -97,6 +97,18 @@ def test_a_model_beside_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> 
         assert row.of_peak.share == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("batch", ["b", 4])
+def test_an_onnx_file_is_a_model_as_it_is(tmp_path: Path, batch: int | str) -> None:
+    path = write_onnx(tmp_path / "model.onnx", batch=batch)
+    for scenario in ("offline", "single-stream"):
+        report = bench([path], shape=(FEATURES,), scenario=scenario, threads=1, rounds=1, round_s=0.01)  # type: ignore[arg-type]
+        (row,) = report.rows
+        assert row.recipe == "onnxruntime/fp32"
+        assert row.throughput.per_s > 0
+        assert row.of_peak.share is not None
+        assert (row.latency is None) == (scenario == "offline")
+
+
 def test_a_model_alone_needs_a_shape(tmp_path: Path) -> None:
     model = f"{write_factory(tmp_path)}:tiny"
     with pytest.raises(UsageError, match="give the shape of one sample"):

@@ -315,6 +315,20 @@ def test_an_unfinished_run_of_another_bundle_is_refused(
     assert journal_folder(output).is_dir()
 
 
+@pytest.mark.parametrize("output", ["all.txt", "tables"])
+def test_no_recording_is_opened_when_a_table_before_a_deadline_is_written(
+    audio_bundle: Bundle, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    predict(audio_bundle, [recordings], output=tmp_path / "plain" / output, format="raven")
+
+    def hangs(path: str) -> float | None:
+        raise AssertionError(f"{path} is on a disk that may hang")
+
+    monkeypatch.setattr(prediction, "duration_s", hangs)
+    predict(audio_bundle, [recordings], output=tmp_path / "timed" / output, format="raven", deadline_s=600.0)
+    assert content(tmp_path / "timed") == content(tmp_path / "plain")
+
+
 def test_two_runs_on_one_output_are_refused(audio_bundle: Bundle, recordings: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "scores.csv"
     refused: list[str] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import wave
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from alula.core import ArrayInput, AudioInput, ImageInput, InputDescription
 from alula.data import open_samples
 from alula.errors import DataError
-from alula.workflows.samples import FileReader, Materialized, default_description, materialize
+from alula.workflows.samples import FileReader, Materialized, _map_ahead, default_description, materialize
 
 AUDIO = AudioInput(sample_rate_hz=8000, window_s=1.0)
 
@@ -135,3 +137,24 @@ def test_an_array_of_a_wrong_shape_is_named_by_its_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         list(FileReader(ArrayInput(shape=(2, 4))).pieces(tmp_path / "x.npy"))
     assert raised.value.path == str(tmp_path / "x.npy")
+
+
+def test_what_was_used_is_not_kept_in_memory() -> None:
+    class Big:
+        """Stands for the rows of a sample."""
+
+    alive: weakref.WeakSet[Big] = weakref.WeakSet()
+    most = 0
+
+    def read(index: int) -> Any:
+        one = Big()
+        alive.add(one)
+        return one
+
+    seen = []
+    for index, one in _map_ahead(read, range(200), 2):
+        seen.append(index)
+        del one
+        most = max(most, len(alive))
+    assert seen == list(range(200))
+    assert most <= 4 * 2 + 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny import FEATURES, write_onnx
 
@@ -17,7 +20,7 @@ from alula.workflows import optimize
 from alula.workflows.search_folder import claimed, search_folder, search_key
 
 
-def key(model: Path, x: Any, **options: Any) -> str:
+def key(model: Path | str, x: Any, **options: Any) -> str:
     return search_key(parse_source(model), open_samples(x), **options)
 
 
@@ -46,6 +49,14 @@ def test_files_of_data_count_by_their_size_and_time(tmp_path: Path) -> None:
     assert key(model, tmp_path / "data") == first
     (tmp_path / "data" / "b" / "1.wav").write_bytes(b"RIFF longer")
     assert key(model, tmp_path / "data") != first
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "model.onnx")
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / os.fsdecode(b"caf\xe9.wav")).write_bytes(b"RIFF")
+    assert len(key(model, tmp_path / "data")) == 64
 
 
 def test_a_folder_is_claimed_for_one_key(tmp_path: Path) -> None:
@@ -81,11 +92,84 @@ def test_a_folder_to_keep_is_new_or_an_earlier_search(tmp_path: Path) -> None:
     with search_folder(tmp_path / "a.alula", keep):
         pass
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
     with (
         pytest.raises(UsageError, match="exists already; give a new one"),
         search_folder(tmp_path / "a.alula", tmp_path / "mine"),
     ):
         pass
+
+
+def test_a_search_keeps_others_out_of_its_folder(tmp_path: Path) -> None:
+    output = tmp_path / "a.alula"
+    with search_folder(output, None) as folder:
+        (folder / "export").touch()
+        with (
+            pytest.raises(UsageError, match=r"Another search works in .*a\.alula\.search now"),
+            search_folder(output, None),
+        ):
+            pass
+        assert (folder / "export").exists()
+        assert not claimed(folder, "one", fresh=False)  # which empties it, but not of its lock
+        with pytest.raises(UsageError, match="Another search works"), search_folder(output, None):
+            pass
+    assert not folder.exists()
+
+
+def test_a_removal_that_is_interrupted_leaves_nothing_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a.alula"
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt), search_folder(output, None) as folder:
+            claimed(folder, "one", fresh=False)
+    assert folder.is_dir()
+    assert not claimed(folder, "one", fresh=False)
+
+
+def test_the_key_knows_the_code_of_the_model_and_the_metric(
+    tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text("from parts import build\n")
+    (tmp_path / "parts.py").write_text("def build(): ...\n")
+    (tmp_path / "package" / "deep").mkdir(parents=True)
+    (tmp_path / "package" / "deep" / "net.py").write_text("def build(): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def keys() -> list[str]:
+        return [
+            key(f"{tmp_path}/net.py:build", x),
+            key("package.deep:build", x),
+            key(write_onnx(tmp_path / "model.onnx"), x, metric="parts:build"),
+            key(write_onnx(tmp_path / "model.onnx"), x, metric="top1"),
+        ]
+
+    def changed(file: str) -> list[bool]:
+        before = keys()
+        with (tmp_path / file).open("a") as code:
+            code.write("# changed\n")
+        return [one != other for one, other in zip(before, keys(), strict=True)]
+
+    assert keys() == keys()
+    assert changed("parts.py") == [True, False, True, False]
+    assert changed("package/deep/net.py") == [False, True, False, False]
+
+
+def test_the_key_knows_the_weights_beside_an_onnx_file(tmp_path: Path, x: np.ndarray) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    onnx.save_model(
+        onnx.load(path), path, save_as_external_data=True, location="model.weights", size_threshold=0
+    )
+    weights = tmp_path / "model.weights"
+    before = key(path, x)
+    assert key(path, x) == before
+    weights.write_bytes(weights.read_bytes() + b"1234")
+    assert key(path, x) != before
 
 
 class Killed(BaseException):
