@@ -10,10 +10,10 @@ size gets its best of 1, 8 and 32.
         [--budget 600 | --winner-from FILE] [--rounds 12] [--seconds 1] [--markdown FILE]
 
 For each model, Alula searches for `--budget` seconds (or its winner of an earlier run is taken from
-`--winner-from`: this script's results, or the grid of `search.py`). Every peer is prepared. Then all
-contenders, each in a process of its own with the same thread budget, take turns. What is known is appended
-to `--peers`, and the same command goes on where it stopped; what was made stays in a folder beside that file
-until the model is done. To measure a model anew, delete its lines.
+`--winner-from`, this script's results). Every peer is prepared. Then all contenders, each in a process of its
+own with the same thread budget, take turns. What is known is appended to `--peers`, and the same command goes
+on where it stopped; what was made stays in a folder beside that file until the model is done. To measure a
+model anew, delete its lines.
 
 All contenders have the same limit of accuracy: their outputs on noise that none of them has seen may lose at
 most `--max-drop` of the cosine with those of the FP32 module in eager PyTorch. Who loses more is listed, but
@@ -78,6 +78,7 @@ from alula.tuning import (
     search,
 )
 from alula.tuning.messages import Predicted, PredictRequest
+from lines import drop_torn_line, whole_lines
 
 HERE = Path(__file__).resolve().parent
 OURS = "alula"
@@ -154,18 +155,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return ", ".join(filter(None, [f"batch {self.batch_size}" if self.batch_size else "", self.how]))
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file that were written to their end."""
-    return [line for line in path.read_bytes().split(b"\n")[:-1] if line] if path.exists() else []
-
-
 class Record:
     """The file of results."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # What is appended must not continue a line that a killed run left half-written.
-        path.write_bytes(b"".join(line + b"\n" for line in whole_lines(path)))
+        drop_torn_line(path)
 
     def entries(self, model: str, stage: str) -> dict[str, Entry]:
         """Return a model's entries of a stage by contender; the last one counts."""
@@ -178,26 +173,13 @@ class Record:
             file.write(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What a line of a file tells about a winner, whatever else it holds."""
-
-    model: str
-    recipe: str | None = None
-    settings: Settings | None = None
-    per_s: tuple[float, ...] | float | None = None
-
-
 def winner_from(path: Path, model: str) -> Candidate | None:
-    """Return the fastest recipe with settings that a file of results holds for a model."""
-    best: tuple[float, Candidate] | None = None
-    for line in whole_lines(path):
-        known = msgspec.json.decode(line, type=Known)
-        if known.model != model or known.recipe is None or known.settings is None:
-            continue
-        per_s = float(np.median(known.per_s)) if known.per_s else 0.0
-        if best is None or per_s > best[0]:
-            best = per_s, Candidate(Recipe.parse(known.recipe), known.settings)
-    return best and best[1]
+    """Return the last winner that a file of results holds for a model."""
+    for line in reversed(whole_lines(path)):
+        known = msgspec.json.decode(line, type=Entry)
+        if known.model == model and known.recipe is not None and known.settings is not None:
+            return Candidate(Recipe.parse(known.recipe), known.settings)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

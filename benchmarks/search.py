@@ -1,12 +1,16 @@
 """The search against trying everything: how close does it come, at what part of the cost?
 
 For each network the whole grid is measured: every recipe that can be made here, at every thread layout,
-every batch size and every knob that its engine declares. This takes hours; each figure is appended to a
-file as it is known, and the same command goes on where it stopped. Then the search runs with its default
-budget, and its winner meets the leaders of the grid in interleaved rounds. The search leaves out what cannot
-win by what it knows of others; what of that does not hold on the grid is said too.
+every batch size and every knob that its engine declares. This takes hours; each figure is appended to the
+network's file in the folder of grids as it is known, and the same command goes on where it stopped. Then the
+search runs with its default budget, and its winner meets the leaders of the grid in interleaved rounds. The
+search leaves out what cannot win by what it knows of others; what of that does not hold on the grid is said
+too.
 
-    python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grid FILE] [--markdown FILE]
+    python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
+
+The grids beside this script are of the machine that their first lines tell; on another one, or with other
+versions, name another folder.
 
 The weights are random and only speed counts, so every recipe that runs is accepted.
 """
@@ -50,8 +54,10 @@ from alula.tuning import (
     settings_grid,
 )
 from alula.tuning.kinship import is_twin, speed_bound
+from lines import drop_torn_line, whole_lines
+from machine import machine_line
 
-GRID = Path(__file__).with_name("grid.jsonl")
+GRIDS = Path(__file__).with_name("grids")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LOOKS = 2
 LOOK_S = 0.5
@@ -61,10 +67,9 @@ NEARLY = 1.05  # times as fast: what is believed to be equally fast may seem so 
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the grid's file.
+    """One line of a grid's file behind the first, which tells the machine.
 
     Attributes:
-        model: of the zoo.
         recipe: its name.
         settings: what was measured; None for a recipe that could not be made.
         per_s: the best of a few looks; None for a failure.
@@ -73,7 +78,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             grid stopped is not counted again.
     """
 
-    model: str
     recipe: str
     settings: Settings | None = None
     per_s: float | None = None
@@ -86,23 +90,36 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.settings is None else Candidate(Recipe.parse(self.recipe), self.settings)
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """Return the whole lines of the grid's file."""
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
-    return [msgspec.json.decode(line, type=Entry) for line in lines]
+def read_grid(path: Path) -> tuple[str | None, list[Entry]]:
+    """Return the machine that a grid is of, None before anything was measured, and its whole lines."""
+    first, *lines = whole_lines(path) or [b"null"]
+    entries = [msgspec.json.decode(line, type=Entry) for line in lines]
+    return msgspec.json.decode(first, type=str | None), entries
+
+
+def checked_grid(path: Path) -> list[Entry]:
+    """Return what is known of a grid of this very machine, and begin its file if there is none.
+
+    Raises:
+        SystemExit: if it is of another machine or of other versions.
+    """
+    here = machine_line()
+    drop_torn_line(path)
+    of, entries = read_grid(path)
+    if of is None:
+        path.write_bytes(msgspec.json.encode(here) + b"\n")
+    elif of != here:
+        raise SystemExit(f"{path} is of another machine:\n{of}\nThis one:\n{here}\nName other --grids.")
+    return entries
 
 
 class Grid:
     """Measures what is missing of one model's grid. Use it once."""
 
-    def __init__(
-        self, model: str, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int
-    ) -> None:
-        self._model, self._path, self._workshop = model, path, workshop
+    def __init__(self, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int) -> None:
+        self._path, self._workshop = path, workshop
         self._timed, self._threads = timed, threads
-        entries = [entry for entry in read_entries(path) if entry.model == model]
+        entries = checked_grid(path)
         self._done = {entry.candidate for entry in entries if entry.settings is not None}
         self._gone = {entry.recipe for entry in entries if entry.settings is None}
         self._begun = {entry.recipe for entry in entries}
@@ -161,7 +178,6 @@ class Grid:
         started_s: float,
     ) -> None:
         entry = Entry(
-            model=self._model,
             recipe=recipe.name,
             settings=settings,
             per_s=per_s and round(per_s, 2),
@@ -245,13 +261,14 @@ def measured(
     )
     # What the one compiles, the other must not find.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled-for-the-grid")
-    grid = Grid(model, options.grid, workshop, paths["timed"], threads)
+    path = options.grids / f"{model}.jsonl"
+    grid = Grid(path, workshop, paths["timed"], threads)
     for recipe in offered_recipes(machine.isa):
         output.say(f"{model}: {recipe}")
         grid.measure(recipe)
     if options.grid_only:
         return None
-    entries = [entry for entry in read_entries(options.grid) if entry.model == model]
+    _, entries = read_grid(path)
     ranked = sorted(
         (one for one in entries if one.per_s and one.candidate), key=lambda one: -(one.per_s or 0)
     )
@@ -306,7 +323,7 @@ def main() -> None:
     default = "resnet18,mobilenetv3_large_100,tf_efficientnet_b0_ns,eca_nfnet_l0"
     parser.add_argument("--models", type=output.names, default=output.names(default), help="of zoo.py")
     parser.add_argument("--budget", type=float, default=600.0, help="of the search, seconds (default 600)")
-    parser.add_argument("--grid", type=Path, default=GRID, help="file of the grid's figures")
+    parser.add_argument("--grids", type=Path, default=GRIDS, help="folder of the grids' figures")
     parser.add_argument("--grid-only", action="store_true", help="end without the search")
     output.add_markdown_option(parser)
     options = parser.parse_args()

@@ -63,8 +63,9 @@ class Child:
         name: what it is for.
         threads: thread budget, given to the runtimes that read it from the environment.
         memory_limit_bytes: resident memory of the process and its children, above which it is killed.
-        bound: whether it may run on as many CPUs as it has threads only. What converts and quantizes knows
-            no other bound; what is timed is left to the system's scheduler, as it will be later.
+        bound: whether it may run on as many CPUs as it has threads only; ignored where the system cannot do
+            that (macOS). What converts and quantizes knows no other bound; what is timed is left to the
+            system's scheduler, as it will be later.
         command: what is started; it answers requests as `alula.tuning.worker` does.
     """
 
@@ -98,7 +99,7 @@ class Child:
             start_new_session=True,
             env=_environment(os.environ, threads),
         )
-        if bound:
+        if bound and sys.platform == "linux":
             self._bind(threads)
 
     def _bind(self, cpus: int) -> None:
