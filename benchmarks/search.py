@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -61,7 +63,12 @@ GRIDS = Path(__file__).with_name("grids")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LOOKS = 2
 LOOK_S = 0.5
-LEADERS = 4  # of the grid, which meet the search's winner: the best of many short looks may have been lucky
+PROMISING = 0.5  # times the best so far: what is slower at first look needs no other
+# What every figure is divided by: machines drift, within hours by more than recipes differ.
+ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
+ANCHORED_S = 20.0  # before the next look at the anchor
+ANCHOR_LOOKS = 5  # of which the middle one counts: one may have been disturbed
+LEADERS = 8  # of the grid, which meet the search's winner: the best of many short looks may have been lucky
 TIMEOUT_S = 900.0
 NEARLY = 1.05  # times as fast: what is believed to be equally fast may seem so in the best of short looks
 
@@ -73,6 +80,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         recipe: its name.
         settings: what was measured; None for a recipe that could not be made.
         per_s: the best of a few looks; None for a failure.
+        relative: the same as times the anchor's speed at that time.
         error: why there is none.
         seconds: that it took, building included in a recipe's first. What is built again to go on where the
             grid stopped is not counted again.
@@ -81,6 +89,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     recipe: str
     settings: Settings | None = None
     per_s: float | None = None
+    relative: float | None = None
     error: str | None = None
     seconds: float
 
@@ -113,16 +122,58 @@ def checked_grid(path: Path) -> list[Entry]:
     return entries
 
 
+class Anchor:
+    """One candidate that is looked at again and again, in a process of its own."""
+
+    def __init__(self, workshop: Workshop, timed: tuple[str, ...]) -> None:
+        self._workshop, self._timed = workshop, timed
+        self._child: Child | None = None
+        self._looks = deque[float](maxlen=ANCHOR_LOOKS)
+        self._since_s = -math.inf
+
+    def per_s(self) -> float:
+        """Return its speed of the last minute or two."""
+        if time.monotonic() - self._since_s > ANCHORED_S:
+            if self._child is None:
+                self._child = self._workshop.child("anchor")
+                self._child.ask(load_request(self._workshop, ANCHOR), Loaded, timeout_s=TIMEOUT_S)
+            look, _ = measure_round(self._child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)
+            self._looks.append(look.per_s)
+            self._since_s = time.monotonic()
+        return float(np.median(self._looks))
+
+    def close(self) -> None:
+        """End its process."""
+        if self._child is not None:
+            self._child.close()
+
+
+def load_request(workshop: Workshop, candidate: Candidate) -> LoadRequest:
+    """Return what a child is asked to load."""
+    return LoadRequest(
+        recipe=candidate.recipe,
+        artifact=str(workshop.artifact(candidate.recipe)),
+        signature=workshop.signature,
+        settings=candidate.settings,
+    )
+
+
 class Grid:
     """Measures what is missing of one model's grid. Use it once."""
 
     def __init__(self, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int) -> None:
         self._path, self._workshop = path, workshop
         self._timed, self._threads = timed, threads
+        self._anchor = Anchor(workshop, timed)
         entries = checked_grid(path)
         self._done = {entry.candidate for entry in entries if entry.settings is not None}
         self._gone = {entry.recipe for entry in entries if entry.settings is None}
         self._begun = {entry.recipe for entry in entries}
+        self._best = max((entry.relative or 0.0 for entry in entries), default=0.0)
+
+    def close(self) -> None:
+        """End the anchor's process."""
+        self._anchor.close()
 
     def settings(self, recipe: Recipe) -> Iterator[Settings]:
         """Yield every layout, batch size and knob, the defaults first."""
@@ -142,9 +193,9 @@ class Grid:
             return
         started_s = time.monotonic()
         try:
-            artifact = str(self._workshop.artifact(recipe))
+            self._workshop.artifact(recipe)
         except EngineError as error:
-            self._append(recipe, None, None, str(error), started_s)
+            self._append(Entry(recipe=recipe.name, error=str(error), seconds=time.monotonic() - started_s))
             return
         if recipe.name in self._begun:
             started_s = time.monotonic()
@@ -152,55 +203,62 @@ class Grid:
         with children:
             child: Child | None = None
             for settings in missing:
-                request = LoadRequest(
-                    recipe=recipe, artifact=artifact, signature=self._workshop.signature, settings=settings
-                )
+                best, relative, failure = None, None, None
+                request = load_request(self._workshop, Candidate(recipe, settings))
+                pause_s = time.monotonic()
+                anchor_per_s = self._anchor.per_s()
+                started_s += time.monotonic() - pause_s  # is no part of the grid
                 try:
                     child = child or children.enter_context(self._workshop.child("grid"))
                     child.ask(request, Loaded, timeout_s=TIMEOUT_S)
-                    looks = [
-                        measure_round(child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)[0]
-                        for _ in range(LOOKS)
-                    ]
-                    best, error_text = max(look.per_s for look in looks), None
+                    best = self._look(child, anchor_per_s)
+                    relative = best / anchor_per_s
+                    self._best = max(self._best, relative)
                 except ChildError as error:
-                    best, error_text, child = None, str(error), None
+                    failure, child = str(error), None
                     children.close()
-                self._append(recipe, settings, best, error_text, started_s)
+                seconds = time.monotonic() - started_s
                 started_s = time.monotonic()
+                self._append(
+                    Entry(
+                        recipe=recipe.name,
+                        settings=settings,
+                        per_s=best and round(best, 2),
+                        relative=relative and round(relative, 3),
+                        error=failure,
+                        seconds=seconds,
+                    )
+                )
 
-    def _append(
-        self,
-        recipe: Recipe,
-        settings: Settings | None,
-        per_s: float | None,
-        error: str | None,
-        started_s: float,
-    ) -> None:
-        entry = Entry(
-            recipe=recipe.name,
-            settings=settings,
-            per_s=per_s and round(per_s, 2),
-            error=error,
-            seconds=round(time.monotonic() - started_s, 2),
-        )
+    def _look(self, child: Child, anchor_per_s: float) -> float:
+        """Return the speed of what a child has loaded: the best of a few looks, or of one if far behind."""
+        best = 0.0
+        for _ in range(LOOKS):
+            look, _ = measure_round(child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)
+            best = max(best, look.per_s)
+            if best < PROMISING * self._best * anchor_per_s:
+                break
+        return best
+
+    def _append(self, entry: Entry) -> None:
+        entry = msgspec.structs.replace(entry, seconds=round(entry.seconds, 2))
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(entry) + b"\n")
-        output.say(f"  {entry.candidate or entry.recipe}: {per_s or error}")
+        output.say(f"  {entry.candidate or entry.recipe}: {entry.per_s or entry.error}")
 
 
 def beyond_their_bounds(entries: Iterable[Entry]) -> list[str]:
     """Return the recipes that are faster in the grid than the search would believe of them, in words."""
     best: dict[Recipe, float] = {}
     for entry in entries:
-        if entry.per_s:
+        if entry.relative:
             recipe = Recipe.parse(entry.recipe)
-            best[recipe] = max(entry.per_s, best.get(recipe, 0.0))
+            best[recipe] = max(entry.relative, best.get(recipe, 0.0))
     found = []
-    for recipe, per_s in best.items():
-        bound = speed_bound(recipe, {one: speed for one, speed in best.items() if one != recipe})
-        if bound is not None and per_s > bound.at_most:
-            times = f"{per_s / bound.speed:.2f} times as fast as {bound.kin}"
+    for recipe, speed in best.items():
+        bound = speed_bound(recipe, {one: known for one, known in best.items() if one != recipe})
+        if bound is not None and speed > bound.at_most:
+            times = f"{speed / bound.speed:.2f} times as fast as {bound.kin}"
             found.append(f"{recipe} is {times}, and was believed to be at most {bound.limit:g} times")
     for slower, faster in itertools.permutations(best, 2):
         if is_twin(slower, faster) and best[faster] > NEARLY * best[slower]:
@@ -262,15 +320,15 @@ def measured(
     # What the one compiles, the other must not find.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled-for-the-grid")
     path = options.grids / f"{model}.jsonl"
-    grid = Grid(path, workshop, paths["timed"], threads)
-    for recipe in offered_recipes(machine.isa):
-        output.say(f"{model}: {recipe}")
-        grid.measure(recipe)
+    with contextlib.closing(Grid(path, workshop, paths["timed"], threads)) as grid:
+        for recipe in offered_recipes(machine.isa):
+            output.say(f"{model}: {recipe}")
+            grid.measure(recipe)
     if options.grid_only:
         return None
     _, entries = read_grid(path)
     ranked = sorted(
-        (one for one in entries if one.per_s and one.candidate), key=lambda one: -(one.per_s or 0)
+        (one for one in entries if one.relative and one.candidate), key=lambda one: -(one.relative or 0)
     )
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled-by-the-search")
     result, search_s = searched(
@@ -279,15 +337,7 @@ def measured(
     winner = result.finalists[0].accepted.candidate
     leaders = [one.candidate for one in ranked[:LEADERS] if one.candidate is not None]
     rounds = compare_speeds(
-        {
-            str(one): LoadRequest(
-                recipe=one.recipe,
-                artifact=str(workshop.artifact(one.recipe)),
-                signature=workshop.signature,
-                settings=one.settings,
-            )
-            for one in dict.fromkeys((winner, *leaders))
-        },
+        {str(one): load_request(workshop, one) for one in dict.fromkeys((winner, *leaders))},
         inputs=paths["timed"],
         folder=folder / "logs",
         threads=threads,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,21 +281,19 @@ def test_no_more_callers_compute_than_there_are_instances(
 ) -> None:
     model = write_onnx(tmp_path / "model.onnx", batch=8)
     with small(model, x, tmp_path / "b.alula", engines=["onnxruntime"], precisions=["fp32"]) as bundle:
-        session, lock = bundle._running.session, threading.Lock()
-        inside, most, run = 0, 0, session.run
+        instances = bundle.settings.instances
+        session, all_in, met = bundle._running.session, threading.Barrier(instances + 1), threading.Event()
+        run = session.run
 
-        def counted(inputs: Any) -> Any:
-            nonlocal inside, most
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.01)
-            outputs = run(inputs)
-            with lock:
-                inside -= 1
-            return outputs
+        def watched(inputs: Any) -> Any:
+            try:
+                all_in.wait(timeout=0.2)
+                met.set()
+            except threading.BrokenBarrierError:
+                all_in.reset()
+            return run(inputs)
 
-        monkeypatch.setattr(session, "run", counted)
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: bundle(x[:8]), range(16)))
-        assert most == bundle.settings.instances == 1
+        monkeypatch.setattr(session, "run", watched)
+        with ThreadPoolExecutor(instances + 1) as pool:
+            list(pool.map(bundle, [x[:8]] * (instances + 1)))
+        assert not met.is_set()
