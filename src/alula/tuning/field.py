@@ -167,6 +167,8 @@ class ProcessField:
                 self._wrong[outcome.recipe] = outcome
             case Failed(settings=None):
                 self._gone.add(outcome.recipe)
+            case Failed(settings=Settings() as settings):
+                self._accepted.pop(Candidate(outcome.recipe, settings), None)
             case _:
                 pass
 
@@ -204,6 +206,13 @@ class ProcessField:
             if one.candidate.recipe not in self._gone:
                 best.setdefault(one.candidate.recipe, one)
         return tuple(best.values())
+
+    def lose(self, candidate: Candidate, *, error: str, reproduce: str) -> None:
+        """Take note that a candidate failed, and forget what it reached before."""
+        self._accepted.pop(candidate, None)
+        self._note(
+            Failed(recipe=candidate.recipe, settings=candidate.settings, error=error, reproduce=reproduce)
+        )
 
     # What the strategy asks for.
 
@@ -271,7 +280,7 @@ class ProcessField:
                 self._load(child, candidate)
                 self._held[candidate] = child
             except StepError as error:
-                self._lose(candidate, error)
+                self.lose(candidate, error=str(error), reproduce=error.reproduce)
                 child.close()
         return tuple(self._held)
 
@@ -293,7 +302,7 @@ class ProcessField:
             return taken
         except StepError as error:
             self._loaded.pop(child, None)
-            self._lose(candidate, error)
+            self.lose(candidate, error=str(error), reproduce=error.reproduce)
             raise
 
     def _patience_s(self, candidate: Candidate, seconds: float) -> float:
@@ -565,16 +574,6 @@ class ProcessField:
         before_s, self._noted_s = self._noted_s, self._clock.monotonic()
         self._trials += 1
         self._record(msgspec.structs.replace(outcome, seconds=self._noted_s - before_s))
-
-    def _lose(self, candidate: Candidate, error: StepError) -> None:
-        self._note(
-            Failed(
-                recipe=candidate.recipe,
-                settings=candidate.settings,
-                error=str(error),
-                reproduce=error.reproduce,
-            )
-        )
 
 
 def predict(

@@ -20,7 +20,6 @@ from alula.accuracy import Metric, compare
 from alula.core import (
     Accepted,
     Candidate,
-    Failed,
     Outcome,
     Ratio,
     Recipe,
@@ -290,14 +289,14 @@ class _Search:
                 wall_s=self._clock.monotonic() - started_s,
             )
             stages_s["building, checking and timing recipes"] = self._lap_s()
-            final = self._confirmed(reference.candidate, [field.accepted(one) for one in chosen], closing)
+            final = self._confirmed(field, reference.candidate, chosen, closing)
             for one in field.best_of_each_recipe():
                 if final.finalists:
                     break
                 if one.candidate not in chosen and field.accept(one.candidate):
                     field.close()
-                    others = [field.accepted(one.candidate)]
-                    final = self._confirmed(reference.candidate, others, closing.shortened())
+                    shorter = closing.shortened()
+                    final = self._confirmed(field, reference.candidate, [one.candidate], shorter)
             accepted = field.best_of_each_recipe()
             stages_s["last comparison"] = self._lap_s()
             golden_outputs = {recipe.name: paths for recipe, paths in field.golden_outputs.items()}
@@ -522,21 +521,25 @@ class _Search:
 
     # The last comparison.
 
-    def _confirmed(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
+    def _confirmed(
+        self, field: ProcessField, baseline: Candidate, chosen: Sequence[Candidate], closing: Closing
+    ) -> _Final:
         """Return the last comparison; after an interrupt, a short one of the best alone."""
         try:
-            return self._confirm(baseline, chosen, closing)
+            return self._confirm(field, baseline, chosen, closing)
         except KeyboardInterrupt:
             if self._interrupted or not chosen:
                 raise
             self._interrupt()
-            return self._confirm(baseline, chosen[:1], closing.shortened())
+            return self._confirm(field, baseline, chosen[:1], closing.shortened())
 
-    def _confirm(self, baseline: Candidate, chosen: Sequence[Accepted], closing: Closing) -> _Final:
+    def _confirm(
+        self, field: ProcessField, baseline: Candidate, chosen: Sequence[Candidate], closing: Closing
+    ) -> _Final:
         """Measure the baseline and the best candidates in turn, each in its own living process."""
         plan = self._plan
         self._report("confirming the best in interleaved rounds")
-        by_key = {str(accepted.candidate): accepted for accepted in chosen}
+        by_key = {str(candidate): field.accepted(candidate) for candidate in chosen}
         contenders: dict[str, LoadRequest | LoadModelRequest] = {_BASELINE: self._baseline_request(baseline)}
         for key, accepted in by_key.items():
             contenders[key] = self._load_request(accepted.candidate)
@@ -555,15 +558,7 @@ class _Search:
         neighbours = _BASELINE in comparison.rounds
         for key, loss in comparison.losses.items():
             if key in by_key:
-                candidate = by_key[key].candidate
-                self._record(
-                    Failed(
-                        recipe=candidate.recipe,
-                        settings=candidate.settings,
-                        error=loss.error,
-                        reproduce=loss.reproduce,
-                    )
-                )
+                field.lose(by_key[key].candidate, error=loss.error, reproduce=loss.reproduce)
         baseline_per_s = [item.per_s for item in reference]
         finalists = [
             Finalist(

@@ -370,8 +370,8 @@ class Strategy:
                 continue
             for candidate in self._coarse.get(leader.recipe, ()):
                 if not self._was_tried(candidate):
-                    self._look_twice(candidate, below=self._scores[leader])
-            top: Candidate | None = max(self._of(leader.recipe), key=lambda one: self._scores[one])
+                    self._look_twice(candidate, below=self._scores.get(leader, 0.0))
+            top = self._best_of(leader.recipe)
             while top is not None:
                 before = self._scores[top]
                 for settings in self._field.variations(top):
@@ -381,8 +381,8 @@ class Strategy:
                     if self._is_late(self._field.loading_s(candidate)):
                         return
                     self._look_twice(candidate, below=before)
-                best = max(self._of(leader.recipe), key=lambda one: self._scores[one])
-                top = best if best != top and self._scores[best] > before else None
+                best = self._best_of(leader.recipe)
+                top = best if best is not None and best != top and self._scores[best] > before else None
 
     def _was_tried(self, candidate: Candidate) -> bool:
         return candidate in self._scores or candidate in self._failed
@@ -411,6 +411,9 @@ class Strategy:
     def _of(self, recipe: Recipe) -> list[Candidate]:
         return [one for one in self._scores if one.recipe == recipe]
 
+    def _best_of(self, recipe: Recipe) -> Candidate | None:
+        return max(self._of(recipe), key=lambda one: self._scores[one], default=None)
+
     def _drop(self, recipe: Recipe) -> None:
         for candidate in self._of(recipe):
             del self._scores[candidate]
@@ -427,7 +430,18 @@ class Strategy:
                 while self._scores[candidate] > leader_before and not self._is_sure(candidate):
                     self._look_once(candidate)
             except EngineError:
-                self._failed.add(candidate)
+                self._lose(candidate)
+
+    def _lose(self, candidate: Candidate) -> None:
+        """Forget a candidate that failed, however well it did before."""
+        self._failed.add(candidate)
+        self._scores.pop(candidate, None)
+        if candidate == self._anchor:
+            # The score of another keeps the unit of all scores; without another there are none.
+            self._anchor = next(iter(self.best_so_far()), None)
+            self._anchor_score = 1.0 if self._anchor is None else self._scores[self._anchor]
+            self._anchor_is_held = self._anchor_is_fresh = False
+            self._anchor_per_s.clear()
 
     def _is_sure(self, candidate: Candidate) -> bool:
         """Whether two looks at a candidate agree, or there were enough of them."""
@@ -447,14 +461,14 @@ class Strategy:
         Raises:
             EngineError: the candidate failed.
         """
-        if self._anchor is None:
-            self._take_anchor(candidate)
         for tries_left in reversed(range(self._effort.tries)):
-            self._refresh_anchor()
+            self._refresh_anchor(candidate)
             taken = self._field.measure(candidate, self._effort.look_s)
             self._calls_s[candidate] = statistics.median(taken.calls)
             self._anchor_is_fresh = False
-            self._refresh_anchor()
+            self._refresh_anchor(candidate)
+            if candidate in self._failed:  # as the anchor beside itself
+                raise EngineError(f"{candidate} failed when it was measured again.")
             beside = list(self._anchor_per_s)[-2:]
             score = taken.per_s / max(beside) * self._anchor_score
             calm = min(beside) >= self._calm_per_s()
@@ -473,26 +487,26 @@ class Strategy:
         ranked = sorted(self._anchor_per_s)
         return min(_CALM * ranked[3 * len(ranked) // 4], ranked[len(ranked) // 4])
 
-    def _take_anchor(self, candidate: Candidate) -> None:
-        self._field.hold([candidate])
-        self._anchor_per_s.append(self._field.measure(candidate, self._effort.look_s).per_s)
-        self._anchor, self._anchor_is_held, self._anchor_is_fresh = candidate, True, True
+    def _refresh_anchor(self, candidate: Candidate) -> None:
+        """Measure the anchor, unless nothing was measured since.
 
-    def _refresh_anchor(self) -> None:
-        """Measure the anchor, unless nothing was measured since; its last rounds count, should it fail."""
-        assert self._anchor is not None
-        if self._anchor_is_fresh:
-            return
-        try:
-            if not self._anchor_is_held:
-                self._field.hold([self._anchor])
-            self._anchor_per_s.append(self._field.measure(self._anchor, self._effort.look_s).per_s)
-            self._anchor_is_held = True
-        except EngineError:
-            if not self._anchor_per_s:
-                raise
-            self._anchor_is_held = False
-        self._anchor_is_fresh = True
+        One that fails is replaced by the best of the others; where there are none, by the candidate that is
+        looked at.
+
+        Raises:
+            EngineError: the anchor is the candidate, and failed.
+        """
+        while not self._anchor_is_fresh:
+            anchor = self._anchor = self._anchor or candidate
+            try:
+                if not self._anchor_is_held and not self._field.hold([anchor]):
+                    raise EngineError(f"{anchor} could not be loaded.")
+                self._anchor_per_s.append(self._field.measure(anchor, self._effort.look_s).per_s)
+                self._anchor_is_held = self._anchor_is_fresh = True
+            except EngineError:
+                self._lose(anchor)
+                if anchor == candidate:
+                    raise
 
     def _best(self) -> float:
         return max(self._scores.values(), default=0.0)
@@ -502,10 +516,10 @@ class Strategy:
     def _race(self) -> tuple[Standing, ...]:
         """Return the accepted contenders of the race in order; those that were not accepted cost another."""
         while names := self._in_time(self._shortlist()):
-            order = self._raced(self._field.hold(names))
-            if not order:  # all of them failed
-                for candidate in names:
-                    del self._scores[candidate]
+            held = self._field.hold(names)
+            for lost in set(names) - set(held):
+                self._lose(lost)
+            order = self._raced(held)
             right: list[Standing] = []
             for standing in order:
                 if len(right) == self._effort.finalists:
@@ -560,6 +574,7 @@ class Strategy:
                     rates[candidate].append(per_s)
                     self._raced_per_s.setdefault(candidate, []).append(per_s)
                 except EngineError:
+                    self._lose(candidate)
                     alive.remove(candidate)
                     del rates[candidate]
             alive = self._still_in(alive, rates)

@@ -273,6 +273,22 @@ def test_the_accuracy_of_all_settings_is_that_on_the_most_samples(place: Place) 
                 assert field.accepted(one.candidate).accuracy == full.accuracy
 
 
+def test_what_failed_after_it_was_accepted_is_forgotten(place: Place) -> None:
+    good = looked_at(PLAIN, 3.0)
+    other = msgspec.structs.replace(looked_at(PLAIN, 2.0), candidate=Candidate(PLAIN, Settings(batch_size=1)))
+    failed = Failed(recipe=PLAIN, settings=good.candidate.settings, error="It crashed.", reproduce="again")
+    with field_in(place, good, other, failed) as field:
+        assert field.known_scores(PLAIN) == {other.candidate: 2.0}
+        assert field.best_of_each_recipe() == (other,)
+    with field_in(place, good, other, failed, good) as field:
+        assert field.best_of_each_recipe() == (good,)
+    recorded: list[Outcome] = []
+    with field_in(place, good, other, record=recorded) as field:
+        field.lose(good.candidate, error="It crashed.", reproduce="again")
+        assert field.best_of_each_recipe() == (other,)
+    assert recorded == [failed]
+
+
 def test_an_outcome_tells_the_time_since_the_one_before(place: Place) -> None:
     recorded: list[Outcome] = []
     place.compiling_s = 20.0

@@ -280,6 +280,7 @@ def test_where_all_finalists_are_lost_at_the_end_the_next_best_wins(
     assert recipes[0] == {REAL.name}
     assert recipes[-1] == {FAKE.name}
     assert [one.accepted.candidate.recipe for one in found.result.finalists] == [FAKE]
+    assert not compared[0] & {str(one.candidate) for one in found.result.accepted}  # for no fallback either
     last = found.of(REAL)[-1]
     assert isinstance(last, Failed)
     assert last.error == "It crashed."

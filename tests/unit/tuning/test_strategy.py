@@ -420,6 +420,66 @@ def test_a_candidate_that_fails_is_not_asked_again() -> None:
     assert len(set(field.failures)) == len(field.failures)
 
 
+class MortalField(SimulatedField):
+    """Candidates may break after a number of rounds."""
+
+    def __init__(self, seed: int, clock: ScriptedClock) -> None:
+        super().__init__(seed, QUIET, clock)
+        self.rounds_left: dict[Candidate, int] = {}
+
+    def measure(self, candidate: Candidate, seconds: float) -> Round:
+        left = self.rounds_left.get(candidate)
+        if left == 0:
+            self.broken.add(candidate)
+        elif left is not None:
+            self.rounds_left[candidate] = left - 1
+        return super().measure(candidate, seconds)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 5, 8])
+def test_what_fails_after_good_rounds_cannot_win_any_more(rounds: int) -> None:
+    for seed in range(5):
+        winner = searched(seed, QUIET)[1][0].candidate
+        clock = ScriptedClock()
+        field = MortalField(seed, clock)
+        field.rounds_left = {winner: rounds}
+        standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+        assert field.failures == [winner]
+        assert standings
+        assert winner not in {one.candidate for one in standings}
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 6, 7])
+def test_an_anchor_that_fails_is_replaced_and_the_scores_keep_their_unit(rounds: int) -> None:
+    clock = ScriptedClock()
+    field = MortalField(4, clock)
+    anchor = Candidate(RECIPES[0], Settings(threads=2, instances=1, batch_size=8))
+    assert searched(4, QUIET)[0].measured[0] == anchor
+    field.rounds_left = {anchor: rounds}
+    standings = Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+    assert field.failures == [anchor]
+    assert {one.recipe for one in field.scores} == set(RECIPES)
+    unit = field.truth[anchor] if anchor in field.scores else field.truth[next(iter(field.scores))]
+    for one, score in field.scores.items():
+        assert score == pytest.approx(field.truth[one] / unit, rel=0.2)
+    assert field.truth[standings[0].candidate] == pytest.approx(field.best(), rel=0.03)
+
+
+def test_an_earlier_anchor_that_cannot_be_loaded_costs_only_itself() -> None:
+    clock = ScriptedClock()
+    field = SimulatedField(4, QUIET, clock)
+    anchor, other = (Candidate(recipe, Settings(threads=2, batch_size=8)) for recipe in RECIPES[:2])
+    field.known = {
+        anchor.recipe: {anchor: 1.0},
+        other.recipe: {other: field.truth[other] / field.truth[anchor]},
+    }
+    field.broken = {anchor}
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=600)
+    assert {one.recipe for one in field.scores} >= set(RECIPES[2:])
+    for one, score in field.scores.items():
+        assert score == pytest.approx(field.truth[one] / field.truth[anchor], rel=0.2)
+
+
 class KnowingField(SimulatedField):
     """Takes every variant for as fast as the plain recipe, unless that one was found wrong."""
 
