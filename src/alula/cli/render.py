@@ -171,6 +171,11 @@ def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
         ("of peak", _peak_in_words(manifest)),
         ("accuracy", _in_words(manifest.accuracy)),
     ]
+    measurements = read_measurements(bundle)
+    if measurements.latency is not None:
+        rows.append(("latency", f"{measurements.latency} (single-stream)"))
+    if measurements.server is not None:
+        rows.append(("rate", f"{measurements.server} (server)"))
     if manifest.folder is not None:
         rows.append(
             ("folder run", f"{manifest.folder.samples_per_s:.1f} samples/s with decoding and features")
@@ -406,18 +411,9 @@ def draw_bench(console: Console, report: BenchReport) -> None:
         console.print(f"of peak: unknown where {reason}", highlight=False, markup=False)
     for row in report.rows:
         if row.latency is not None:
-            found = row.latency
-            text = (
-                f"{row.name}: {found.p50}, {found.p90}, {found.p99}; {found.n} queries, {found.seconds:.0f} s"
-            )
-            console.print(text, highlight=False, markup=False)
+            console.print(f"{row.name}: {row.latency}", highlight=False, markup=False)
         if row.server is not None:
-            rate = row.server
-            text = (
-                f"{row.name}: {rate.per_s:.1f} queries/s with p99 under {1e3 * rate.p99_limit_s:.3g} ms; "
-                f"{rate.queries} queries, {rate.seconds:.0f} s"
-            )
-            console.print(text, highlight=False, markup=False)
+            console.print(f"{row.name}: {row.server}", highlight=False, markup=False)
     doubts = [text for row in report.rows for text in (row.latency.warnings if row.latency else ())]
     doubts += [text for row in report.rows for text in (row.server.warnings if row.server else ())]
     notes = [*report.warnings, *(text for row in report.rows for text in row.throughput.warnings), *doubts]

@@ -82,6 +82,9 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     times_s: tuple[float, ...]
     warnings: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.p50}, {self.p90}, {self.p99}; {self.n:,} queries, {self.seconds:.0f} s"
+
 
 def queries_needed(q: float) -> int:
     """Return how many queries the 95 % interval of a percentile takes.

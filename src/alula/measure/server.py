@@ -176,6 +176,13 @@ class ServerRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     queries: int
     warnings: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return (
+            f"{self.per_s:.4g} queries/s with p99 under {1e3 * self.p99_limit_s:.3g} ms, {self.margin:.0%} "
+            f"less than what was confirmed for {self.confirmation.seconds:.0f} s; {self.queries:,} queries, "
+            f"{self.seconds:.0f} s in all"
+        )
+
 
 class Trial(Protocol):
     """Serves queries at a rate: `serve` or `server_round`, with all else filled in."""

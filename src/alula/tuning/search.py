@@ -6,6 +6,7 @@ goes on with the rest. Only a baseline that cannot run ends it.
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from alula.core import (
     Signature,
     Throughput,
 )
-from alula.errors import MeasurementError
+from alula.errors import MeasurementError, UsageError
 from alula.graphs import Products
 from alula.hardware import describe_disturbance, take_snapshot, writing
 from alula.measure import (
@@ -99,6 +100,7 @@ class SearchPlan:
         calibration: one `.npy` (n, ...) per model input.
         validation: one `.npy` (n, ...) per model input; never shown to a quantizer.
         targets: of the validation samples, or None without labels.
+        labels: what the model's outputs are called, in order; None if nobody said.
         metric: decides acceptance.
         max_drop: the largest drop of the metric allowed.
         recipes: what to try, in order.
@@ -134,6 +136,7 @@ class SearchPlan:
     seed: int = 0
     scenario: Scenario = "offline"
     latency_limit_s: float | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +219,7 @@ def search(
         clock: tells when the budget is used up.
 
     Raises:
+        UsageError: there are not as many class names as the model has outputs.
         AccuracyError: the metric is not defined for the baseline's outputs and the targets.
         ModelError: the model cannot be loaded or fails on the samples.
         MeasurementError: the baseline cannot be run, even at a second try.
@@ -260,6 +264,7 @@ class _Search:
     def run(self) -> SearchResult:
         plan = self._plan
         reference = self._reference()
+        self._check_labels(reference)
         self._check_metric(reference)
         field = ProcessField(
             self._workshop,
@@ -328,6 +333,23 @@ class _Search:
             warnings=final.warnings,
             products=self._workshop.products(),
         )
+
+    def _check_labels(self, reference: Reference) -> None:
+        """Hold the names of the classes against the scores of a sample.
+
+        Raises:
+            UsageError: they are not as many, so nobody knows which is which.
+        """
+        if self._plan.labels is None:
+            return
+        names, shape = len(self._plan.labels), np.load(reference.scores, mmap_mode="r").shape[1:] or (1,)
+        one_of_two = names == 2 and math.prod(shape) == 1  # the score of the second
+        if not one_of_two and names not in (shape[-1], math.prod(shape)):
+            raise UsageError(
+                f"There are {names} class names ({', '.join(self._plan.labels[:3])}, …), but the model gives "
+                f"{math.prod(shape)} scores per sample. Name all of them in the model's order: `--labels "
+                "names.txt`, one per line, or `labels=[…]` in Python."
+            )
 
     def _check_metric(self, reference: Reference) -> None:
         """Compare the baseline with itself: where that cannot be done, no recipe can be judged.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ def optimize(
         stages_s = {"data": time.monotonic() - started_s}
         roofline = _peaks(budget_s, budget_threads, workdir, report)
         stages_s["peaks of the machine"] = time.monotonic() - started_s - stages_s["data"]
+        names = _names(samples.labels if labels is None else labels)
         plan = SearchPlan(
             source=source,
             workdir=workdir,
@@ -204,6 +206,7 @@ def optimize(
             budget_s=budget_s - (time.monotonic() - started_s),
             scenario=scenario,
             latency_limit_s=latency_limit_s,
+            labels=names,
             closing_s=WRITING_S + (0.0 if samples.kind == "array" else 2 * FOLDER_SECONDS),
             memory_limit_bytes=int(read_memory().available_bytes * SHARED_MEMORY_SHARE) or 2**62,
             seed=seed,
@@ -229,7 +232,7 @@ def optimize(
             model=_model_name(source),
             signature=result.signature,
             input=description,
-            labels=_names(samples.labels if labels is None else labels),
+            labels=_labels(names, result),
             activation=activation,
             chosen=chosen,
             fallbacks=fallbacks,
@@ -458,6 +461,12 @@ def _versions() -> dict[str, str]:
 def _names(labels: Sequence[str] | None) -> tuple[str, ...] | None:
     # Of folders: their names need not be UTF-8.
     return None if labels is None else tuple(map(plain_text, labels))
+
+
+def _labels(names: tuple[str, ...] | None, result: SearchResult) -> tuple[str, ...] | None:
+    """Return the names of the columns of scores: one score of two classes is that of the second."""
+    one = math.prod(np.load(result.baseline_outputs[0]).shape[1:]) == 1
+    return names[1:] if names is not None and len(names) == 2 and one else names
 
 
 def _model_name(source: Source) -> str:

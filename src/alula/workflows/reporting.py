@@ -124,14 +124,12 @@ def _facts(measurements: Measurements, manifest: Manifest) -> dict[str, str]:
     if measurements.disturbance:
         facts["disturbed during the search"] = "; ".join(measurements.disturbance)
     if measurements.latency is not None:
-        latency = measurements.latency
-        facts["latency of one sample"] = f"{latency.p50}, {latency.p90}, {latency.p99}; {latency.n} queries"
+        facts["latency of one sample"] = str(measurements.latency)
     if measurements.server is not None:
-        server = measurements.server
-        facts["highest rate"] = (
-            f"{server.per_s:.4g} queries/s with p99 under {1e3 * server.p99_limit_s:.3g} ms, a margin of "
-            f"{server.margin:.0%} included"
-        )
+        facts["highest rate"] = str(measurements.server)
+    others = [one for one in measurements.finalists[1:] if one.rate_per_s is not None]
+    if others:
+        facts["rates of others"] = "; ".join(f"{one.candidate} {one.rate_per_s:.4g}/s" for one in others)
     return facts
 
 

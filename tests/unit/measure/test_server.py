@@ -642,6 +642,10 @@ def test_a_budget_of_two_minutes_has_the_whole_confirmation():
     found = highest_rate(server(steady, 0), budget_s=120.0, **options)
     assert found.confirmation.seconds == 60.0
     assert found.confirmation.surely_meets(0.05)
+    assert str(found) == (
+        f"{found.per_s:.4g} queries/s with p99 under 50 ms, {found.margin:.0%} less than what was "
+        f"confirmed for 60 s; {found.queries:,} queries, {found.seconds:.0f} s in all"
+    )
     assert found.per_s == pytest.approx(highest_rate(server(steady, 0), **options).per_s, rel=0.15)
 
 

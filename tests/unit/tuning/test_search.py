@@ -20,7 +20,7 @@ from tiny import CLASSES, FEATURES, write_factory, write_onnx
 from alula.accuracy import metric_named
 from alula.core import Accepted, Failed, Outcome, Recipe, Rejected
 from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
-from alula.errors import AccuracyError, DiskFullError, MeasurementError, ModelError
+from alula.errors import AccuracyError, DiskFullError, MeasurementError, ModelError, UsageError
 from alula.measure import ratio
 from alula.measure.fake import ScriptedClock
 from alula.sources import parse_source
@@ -255,6 +255,16 @@ def test_a_metric_that_is_not_defined_for_the_model_is_told_before_anything_is_t
             report=reports.append,
         )
     assert not [text for text in reports if text.startswith("trying")]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_not_as_many_class_names_as_scores_are_refused_before_anything_is_tried(
+    plan: SearchPlan, n: int
+) -> None:
+    journal = Journal(plan.workdir / "search.jsonl")
+    with pytest.raises(UsageError, match=rf"There are {n} class names \(a, b, .* gives 4 scores per sample"):
+        search(replace(plan, labels=tuple("abcde"[:n])), journal=journal)
+    assert not list(read_journal(journal.path))
 
 
 def test_where_all_finalists_are_lost_at_the_end_the_next_best_wins(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import COLOUR_IMAGES, COLOURS
-from tiny import CLASSES, FEATURES, write_factory, write_onnx
+from tiny import CLASSES, FEATURES, write_factory, write_linear_onnx, write_onnx
 
 from alula.bundle import read_manifest, verify
 from alula.core import Accepted, ArrayInput, Rejected, Share
@@ -156,6 +156,22 @@ def test_labels_choose_the_metric(tmp_path: Path, x: np.ndarray) -> None:
     with small(model, (x, y), tmp_path / "b.alula") as bundle:
         accuracy = bundle.manifest.accuracy
     assert (accuracy.metric, accuracy.baseline, accuracy.chosen) == ("top1", 1.0, 1.0)
+
+
+def test_one_score_of_two_classes_is_that_of_the_second(tmp_path: Path, x: np.ndarray) -> None:
+    model = write_linear_onnx(tmp_path / "m.onnx", np.eye(FEATURES, 1), shape=("b", FEATURES))
+    data = tmp_path / "data.npz"
+    np.savez(data, x=x, y=np.where(x[:, 0] > 0, "bird", "noise"))
+    with small(
+        model,
+        data,
+        tmp_path / "b.alula",
+        labels=["noise", "bird"],
+        engines=["onnxruntime"],
+        precisions=["fp32"],
+    ) as bundle:
+        assert bundle.labels == ("bird",)
+        assert bundle(x).shape == (N, 1)
 
 
 def test_a_module_and_a_data_loader(tmp_path: Path, x: np.ndarray) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.bundle import read_measurements
+from alula.cli.render import draw_manifest
 from alula.core import Accepted
 from alula.errors import BundleError, ModelError, UsageError
 from alula.tuning import comparison
@@ -64,6 +67,10 @@ def test_a_search_for_latency_measures_single_samples(
     assert bundle.manifest.chosen.settings.batch_size == 1
     page = write_report(bundle.path, tmp_path / "a.html").read_text(encoding="utf-8")
     assert "latency of one sample" in page.lower()
+    assert f"{found.latency.n:,} queries, {found.latency.seconds:.0f} s" in page
+    text = io.StringIO()
+    draw_manifest(Console(file=text, width=200), bundle.path, bundle.manifest)
+    assert f"{found.latency} (single-stream)" in text.getvalue()
     report = bench([bundle.path], scenario="single-stream", threads=1, rounds=1, round_s=0.01)
     assert report.rows[0].latency is not None
     assert report.rows[0].change is None
