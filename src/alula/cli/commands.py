@@ -59,7 +59,7 @@ def doctor(screen: Screen, roofline: bool) -> None:
 @click.option("--input", "description", help="Input description: a preset's name or a TOML file.")
 @click.option("--labels", help="Class names in the model's order: a,b,c or a file with one per line.")
 @click.option(
-    "--metric", help="top1, balanced_accuracy, macro_auc, padded_cmap, mse, agreement or file.py:fn."
+    "--metric", help="top1, balanced_accuracy, macro_auc, padded_cmap, mse, agreement, cosine or file.py:fn."
 )
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
 @click.option("--scenario", type=click.Choice(SCENARIOS), default="offline", show_default=True)
@@ -195,7 +195,8 @@ def predict(
     these rows. The same command with more time computes them again.
 
     Formats birdnet, raven, audacity and kaleidoscope hold detections, by default of scores from 0.25 up.
-    Raven and audacity give one table if the output ends in .txt, else a folder with one per recording.
+    Raven and audacity give one table if the output ends in .txt, .tsv or .csv, else a folder with one per
+    recording.
     """
     from alula.cli.progress import job_progress
     from alula.cli.render import draw_prediction
@@ -309,7 +310,7 @@ def ensemble(screen: Screen, bundles: tuple[Path, ...], **options: Any) -> None:
 @click.option("--keep", type=float, help="Central seconds of a window that its row is about; default all.")
 @click.option("--weights", type=FOLDER, help="State dict: .safetensors, .pth, .pt or .th.")
 @click.option("--labels", help="Class names in the model's order: a,b,c or a file with one per line.")
-@click.option("--metric", help="As for `optimize`, against the model window by window; also `cosine`.")
+@click.option("--metric", help="As for `optimize`, against the model window by window.")
 @click.option("--max-drop", type=float, default=0.005, show_default=True, help="Largest drop of the metric.")
 @click.option("--budget", default="10m", show_default=True, help="Time for the search.")
 @click.option("--engines", help="Only these engines, comma-separated.")

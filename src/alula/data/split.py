@@ -99,7 +99,7 @@ def split(
             samples.source,
             f"The {n} samples come from {len(members)} files, the smallest with {smallest}. A file is never "
             f"shared between calibration and validation, and calibration gets at most {target} samples here. "
-            f"{'Add files.' if target < calibration else f'Raise `calibration` to {smallest} or more.'}",
+            "Add files, or cut them into shorter ones.",
         )
     groups = _shuffled(_grouped(list(members.values()), labels), random)
     chosen = _choose(groups, target, keep_last=True)

@@ -202,7 +202,7 @@ class BirdclefSink(LineSink):
             i, k = (int(place[0]) for place in np.nonzero(~within))
             raise JobError(
                 f"{self._path}: `{row_ids[i]}` got {flat[i, k]} for `{self._names[k]}`; expected a score "
-                "from 0 to 1. End the model with a sigmoid, or use format `csv`."
+                "from 0 to 1. Make the bundle with `--activation sigmoid`, or use format `csv`."
             )
         self._compare(row_ids)
         self._append([csv_line([row_id]) for row_id in row_ids], np.clip(flat, 0, 1))

@@ -162,14 +162,8 @@ def test_one_score_of_two_classes_is_that_of_the_second(tmp_path: Path, x: np.nd
     model = write_linear_onnx(tmp_path / "m.onnx", np.eye(FEATURES, 1), shape=("b", FEATURES))
     data = tmp_path / "data.npz"
     np.savez(data, x=x, y=np.where(x[:, 0] > 0, "bird", "noise"))
-    with small(
-        model,
-        data,
-        tmp_path / "b.alula",
-        labels=["noise", "bird"],
-        engines=["onnxruntime"],
-        precisions=["fp32"],
-    ) as bundle:
+    options: dict[str, Any] = {"engines": ["onnxruntime"], "precisions": ["fp32"], "metric": "macro_auc"}
+    with small(model, data, tmp_path / "b.alula", labels=["noise", "bird"], **options) as bundle:
         assert bundle.labels == ("bird",)
         assert bundle(x).shape == (N, 1)
 
