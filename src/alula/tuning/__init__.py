@@ -1,6 +1,6 @@
 """The search for the fastest accurate candidate, each trial in its own process."""
 
-from alula.tuning.candidates import BATCH_SIZES, offered_recipes, settings_grid
+from alula.tuning.candidates import BATCH_SIZES, offered_recipes, settings_grid, startable_recipes
 from alula.tuning.comparison import (
     Comparison,
     Loss,
@@ -60,4 +60,5 @@ __all__ = [
     "search",
     "settings_grid",
     "standing",
+    "startable_recipes",
 ]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
-from alula.core import Precision, Recipe, Scenario, Settings, Signature
+from alula.core import ExportFormat, Precision, Recipe, Scenario, Settings, Signature
 from alula.engines import engine_named, engine_names
 from alula.errors import UsageError, closest
-from alula.quantization import quantizer_named, quantizer_names
+from alula.quantization import quantizer_for, quantizer_named, quantizer_names
+from alula.sources import Source
 
-__all__ = ["BATCH_SIZES", "batch_neighbours", "layout_neighbours", "offered_recipes", "settings_grid"]
+__all__ = [
+    "BATCH_SIZES",
+    "batch_neighbours",
+    "export_format_of",
+    "layout_neighbours",
+    "offered_recipes",
+    "settings_grid",
+    "startable_recipes",
+]
 
 BATCH_SIZES = (1, 8, 32)
 SERVER_BATCH_SIZES = (1, 4)  # at most so many queries that wait together
@@ -73,6 +82,30 @@ def offered_recipes(
         recipes = [recipe for recipe in recipes if recipe.precision in precisions]
     order = {name: index for index, name in enumerate(_ORDER)}
     return tuple(sorted(recipes, key=lambda recipe: order.get(recipe.name, len(order))))
+
+
+def startable_recipes(recipes: Sequence[Recipe], source: Source) -> tuple[Recipe, ...]:
+    """Return the recipes that can start from a model: of an ONNX file there is no other export than itself.
+
+    Raises:
+        UsageError: none can.
+    """
+    if source.kind != "onnx":
+        return tuple(recipes)
+    found = tuple(recipe for recipe in recipes if export_format_of(recipe) == "onnx")
+    if not found:
+        raise UsageError(
+            f"{source.spec} is an ONNX file, and {', '.join(sorted({one.engine for one in recipes}))} starts "
+            "from PyTorch modules only. Give the module, or the engines onnxruntime or openvino."
+        )
+    return found
+
+
+def export_format_of(recipe: Recipe) -> ExportFormat:
+    """Return what a recipe starts from."""
+    if recipe.precision == "int8":
+        return quantizer_for(recipe).export_format(recipe)
+    return engine_named(recipe.engine).export_format(recipe)
 
 
 def settings_grid(

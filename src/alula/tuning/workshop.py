@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from alula.core import ARTIFACT_FILES, ExportFormat, Recipe, Signature
-from alula.engines import engine_named
 from alula.errors import EngineError, ModelError
 from alula.export import copy_onnx
 from alula.graphs import Products
 from alula.hardware import writing
-from alula.quantization import quantizer_for
 from alula.sources import Source
+from alula.tuning.candidates import export_format_of
 from alula.tuning.files import read_note, write_note
 from alula.tuning.kinship import same_files
 from alula.tuning.messages import (
@@ -279,12 +278,7 @@ class Workshop:
             if one != recipe and one in self._unmade:
                 raise self._unmade[one]
         folder, note = self._place(recipe)
-        target = (
-            quantizer_for(recipe).export_format(recipe)
-            if recipe.precision == "int8"
-            else engine_named(recipe.engine).export_format(recipe)
-        )
-        export = self.export(target)
+        export = self.export(export_format_of(recipe))
         _emptied(folder)
         request = BuildRequest(
             recipe=recipe,

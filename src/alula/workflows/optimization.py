@@ -39,7 +39,15 @@ from alula.errors import AccuracyError, DataError, DiskFullError, UsageError, pl
 from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
-from alula.tuning import Journal, SearchPlan, SearchResult, offered_recipes, read_journal, search
+from alula.tuning import (
+    Journal,
+    SearchPlan,
+    SearchResult,
+    offered_recipes,
+    read_journal,
+    search,
+    startable_recipes,
+)
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.peaks import doubts, roofline_here, time_for_peaks_s
 from alula.workflows.prediction import run_over_files
@@ -168,6 +176,7 @@ def optimize(
     chosen_metric = metric_named(metric or default_metric(samples.targets))
     with search_folder(target, None if keep is None else Path(keep)) as workdir:
         source = parse_source(model, weights=weights, workdir=workdir)
+        recipes = startable_recipes(recipes, source)
         key = search_key(
             source,
             samples,

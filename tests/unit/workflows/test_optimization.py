@@ -150,6 +150,19 @@ def test_an_onnx_file_is_its_own_baseline(tmp_path: Path, x: np.ndarray, batch: 
         np.testing.assert_allclose(again(x[:13]), x[:13, :CLASSES], rtol=1e-6)
 
 
+def test_of_an_onnx_file_only_what_starts_from_one_is_tried(tmp_path: Path, x: np.ndarray) -> None:
+    model = write_onnx(tmp_path / "model.onnx", batch=8)
+    outcomes: list[Any] = []
+    with small(
+        model, x, tmp_path / "b.alula", engines=["torch", "onnxruntime"], on_outcome=outcomes.append
+    ) as bundle:
+        assert bundle.recipe.startswith("onnxruntime/")
+    tried = {(one.candidate.recipe if isinstance(one, Accepted) else one.recipe).engine for one in outcomes}
+    assert tried == {"onnxruntime"}
+    with pytest.raises(UsageError, match="is an ONNX file, and torch starts from PyTorch modules only"):
+        small(model, x, tmp_path / "c.alula", engines=["torch"])
+
+
 def test_labels_choose_the_metric(tmp_path: Path, x: np.ndarray) -> None:
     y = x[:, :CLASSES].argmax(axis=1)
     model = write_onnx(tmp_path / "model.onnx", batch=8)
