@@ -10,8 +10,10 @@ Knows nothing of engines: it times callables with a clock that a test can replac
 from alula.measure.clock import Clock, SystemClock
 from alula.measure.interleaving import Interleaved, interleave
 from alula.measure.latency import (
+    MIN_QUERIES,
     Latency,
     Percentile,
+    joined_latency,
     percentile_with_interval,
     queries_needed,
     single_stream,
@@ -29,6 +31,7 @@ from alula.measure.server import (
 from alula.measure.statistics import ratio, stability_warnings, throughput
 
 __all__ = [
+    "MIN_QUERIES",
     "Clock",
     "Concurrency",
     "Interleaved",
@@ -42,6 +45,7 @@ __all__ = [
     "WarmUp",
     "highest_rate",
     "interleave",
+    "joined_latency",
     "offline_round",
     "percentile_with_interval",
     "queries_needed",

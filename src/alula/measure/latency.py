@@ -17,10 +17,12 @@ from alula.measure.statistics import trend
 __all__ = [
     "BLOCKS",
     "MAX_QUERIES",
+    "MIN_QUERIES",
     "Latency",
     "Percentile",
     "drift_of",
     "effective_count",
+    "joined_latency",
     "percentile_with_interval",
     "percentiles_of",
     "queries_needed",
@@ -29,6 +31,9 @@ __all__ = [
 
 MAX_QUERIES = 1_000_000
 """No measurement keeps more times than this: 32 MB as Python numbers."""
+
+MIN_QUERIES = 368
+"""The fewest that give p99 an interval."""
 
 BLOCKS = 20
 """Parts of a measurement, in the order taken, that are compared to see clusters and drift."""
@@ -210,7 +215,7 @@ def single_stream(
     run: Callable[[], object],
     *,
     seconds: float,
-    min_queries: int = 368,
+    min_queries: int = MIN_QUERIES,
     max_s: float | None = None,
     clock: Clock | None = None,
 ) -> Latency:
@@ -223,7 +228,7 @@ def single_stream(
     Args:
         run: computes one sample.
         seconds: at least so long.
-        min_queries: at least so many; the default is the fewest that give p99 an interval.
+        min_queries: at least so many.
         max_s: but no call starts later than this, except the first. No more than `MAX_QUERIES` are made.
         clock: tells the time.
 
@@ -254,6 +259,28 @@ def single_stream(
             f"{len(times)} queries took {now_s - start_s} s by the clock; expected more than 0. "
             "Give each call more work than the clock can resolve."
         )
+    return _latency(times, seconds=now_s - start_s, min_queries=min_queries)
+
+
+def joined_latency(parts: Sequence[Latency], *, min_queries: int = MIN_QUERIES) -> Latency:
+    """Return the latency of one model from several measurements of it, between which others took their turn.
+
+    Args:
+        parts: in the order taken, at least one.
+        min_queries: of all together; fewer are warned of.
+
+    >>> from alula.measure.fake import ScriptedClock
+    >>> clock = ScriptedClock()
+    >>> part = single_stream(lambda: clock.advance(0.25), seconds=1.0, min_queries=3, clock=clock)
+    >>> both = joined_latency([part, part], min_queries=6)
+    >>> part.n, both.n, both.seconds
+    (4, 8, 2.0)
+    """
+    times = [time_s for part in parts for time_s in part.times_s]
+    return _latency(times, seconds=sum(part.seconds for part in parts), min_queries=min_queries)
+
+
+def _latency(times: Sequence[float], *, seconds: float, min_queries: int) -> Latency:
     ordered = np.array(times)
     (p50, p90, p99), doubts = percentiles_of(ordered)
     if len(times) < min_queries:
@@ -269,7 +296,7 @@ def single_stream(
         p90=p90,
         p99=p99,
         n=len(times),
-        seconds=now_s - start_s,
+        seconds=seconds,
         times_s=tuple(times),
         warnings=tuple(doubts),
     )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from alula.hardware import describe_disturbance, take_snapshot
-from alula.measure import Latency, Round, ServerRate, ServerRound, highest_rate, interleave
+from alula.measure import (
+    MIN_QUERIES,
+    Latency,
+    Round,
+    ServerRate,
+    ServerRound,
+    highest_rate,
+    interleave,
+)
 from alula.tuning.messages import (
     Loaded,
     LoadModelRequest,
@@ -41,7 +50,6 @@ _WARM_UP_S = 2.0  # with two calls, whatever they take
 _CALLS = 3  # two to warm up, and one that is under way when the round's time is over
 STREAM_S = 10.0
 LONGEST_STREAM_S = 3 * STREAM_S
-STREAMED = 368  # queries that an interval of p99 takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +173,24 @@ def patience_s(seconds: float, call_s: float) -> float:
     return max(LEAST_PATIENCE_S, PATIENCE * (_WARM_UP_S + seconds + _CALLS * call_s))
 
 
-def measure_latency(child: Child, inputs: tuple[str, ...], *, timeout_s: float) -> Latency:
+def measure_latency(child: Child, inputs: tuple[str, ...], *, timeout_s: float, parts: int = 1) -> Latency:
     """Return how long single samples take with what a child has loaded.
+
+    Args:
+        child: has loaded it.
+        inputs: one `.npy` (n, ...) per model input.
+        timeout_s: of the answer.
+        parts: it is one of so many measurements that will be joined, and as many times shorter.
 
     Raises:
         ChildError: the child failed.
     """
-    request = StreamRequest(inputs=inputs, seconds=STREAM_S, max_s=LONGEST_STREAM_S)
+    request = StreamRequest(
+        inputs=inputs,
+        seconds=STREAM_S / parts,
+        max_s=LONGEST_STREAM_S / parts,
+        min_queries=math.ceil(MIN_QUERIES / parts),
+    )
     return child.ask(request, Streamed, timeout_s=timeout_s).latency
 
 
@@ -181,7 +200,7 @@ def stream_s(call_s: float) -> float:
     >>> stream_s(0.001), stream_s(0.05), stream_s(1.0)
     (10.0, 18.400000000000002, 30.0)
     """
-    return min(LONGEST_STREAM_S, max(STREAM_S, STREAMED * call_s))
+    return min(LONGEST_STREAM_S, max(STREAM_S, MIN_QUERIES * call_s))
 
 
 def measure_server(

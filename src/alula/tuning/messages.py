@@ -121,6 +121,7 @@ class StreamRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     inputs: tuple[str, ...]
     seconds: float
     max_s: float
+    min_queries: int
 
 
 class ServeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

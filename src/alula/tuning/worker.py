@@ -272,7 +272,10 @@ class Worker:
             return 1
 
         self._warm_up(warm, max_s=2.0)
-        return Streamed(latency=single_stream(run, seconds=request.seconds, max_s=request.max_s))
+        found = single_stream(
+            run, seconds=request.seconds, max_s=request.max_s, min_queries=request.min_queries
+        )
+        return Streamed(latency=found)
 
     def _serve(self, request: ServeRequest) -> Served:
         session, concurrency = self._loaded()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from alula.errors import MeasurementError, ModelError, UsageError
 from alula.export import copy_onnx
 from alula.graphs import Products
 from alula.hardware import read_memory, thread_budget
-from alula.measure import Latency, ServerRate, ratio, stability_warnings, throughput
+from alula.measure import Latency, ServerRate, joined_latency, ratio, stability_warnings, throughput
 from alula.quantization import work_of
 from alula.sources import Source, parse_source
 from alula.tuning import (
@@ -54,6 +55,7 @@ __all__ = ["BenchReport", "BenchRow", "bench"]
 TIMEOUT_S = 600.0
 MEMORY_SHARE = 0.8
 NOISE_SAMPLES = 32
+PASSES = 4  # of the measurement of latency
 EAGER_BATCH = 8  # of a model as it is, whose own best size a search finds
 
 
@@ -102,12 +104,6 @@ class _Contender:
     products: tuple[Products, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Figures:
-    latency: Latency | None = None
-    server: ServerRate | None = None
-
-
 def bench(
     contenders: Sequence[str | Path],
     *,
@@ -123,10 +119,12 @@ def bench(
 ) -> BenchReport:
     """Return the speed of bundles and models on this machine, measured in turn, each in its own process.
 
+    Throughput and latency are measured in rounds that take turns; rates of random arrivals, each of which
+    needs the whole machine for minutes, one after the other.
+
     A bundle runs as its settings say, a model in eager PyTorch with all threads, an ONNX file so in ONNX
-    Runtime. Inputs are the golden
-    inputs of the first bundle, or noise of the given shape. The machine's peaks are measured first, unless
-    they were before.
+    Runtime. Inputs are the golden inputs of the first bundle, or noise of the given shape. The machine's
+    peaks are measured first, unless they were before.
 
     Args:
         contenders: bundle folders, or models as `optimize` takes them by name; ratios are over the first.
@@ -188,18 +186,27 @@ def bench(
         )
         for name, loss in comparison.losses.items():
             raise MeasurementError(f"{name} failed while it was measured: {loss.error}")
-        figures = {name: _Figures() for name in names}
-        if scenario != "offline":
-            for name, one in entered.items():
-                report(f"{scenario}: {name}")
-                offline_per_s = throughput(comparison.rounds[name]).per_s
-                with new_child("scenario") as child:
-                    try:
-                        figures[name] = _measured(
-                            child, one.request, inputs, limit_s=limit_s, offline_per_s=offline_per_s
+        latencies: dict[str, Latency] = {}
+        rates: dict[str, ServerRate] = {}
+        with contextlib.ExitStack() as stack:
+            if scenario == "single-stream":
+                report(f"single samples, {PASSES} times in turn")
+                children = {
+                    name: stack.enter_context(new_child(f"scenario-{k}")) for k, name in enumerate(names)
+                }
+                latencies = _latencies(children, {name: entered[name].request for name in names}, inputs)
+            elif limit_s is not None:
+                for name in names:
+                    report(f"server: {name}")
+                    with new_child("scenario") as child, _told(name):
+                        child.ask(entered[name].request, Loaded, timeout_s=TIMEOUT_S)
+                        rates[name] = measure_server(
+                            child,
+                            inputs,
+                            limit_s=limit_s,
+                            offline_per_s=throughput(comparison.rounds[name]).per_s,
+                            timeout_s=TIMEOUT_S,
                         )
-                    except ChildError as error:
-                        raise MeasurementError(f"{name} failed while it was measured: {error}") from error
     first = [item.per_s for item in comparison.rounds[names[0]]]
     rows = []
     for name in names:
@@ -218,8 +225,8 @@ def bench(
                 of_peak=share_of_peak(
                     measured.per_s, work_of(one.products, Recipe.parse(one.recipe)), roofline
                 ),
-                latency=figures[name].latency,
-                server=figures[name].server,
+                latency=latencies.get(name),
+                server=rates.get(name),
             )
         )
     return BenchReport(
@@ -248,22 +255,31 @@ def _checked(
     return None if latency_limit is None else parse_duration_s(latency_limit)
 
 
-def _measured(
-    child: Child,
-    request: LoadRequest | LoadModelRequest,
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say which contender it was that failed."""
+    try:
+        yield
+    except ChildError as error:
+        raise MeasurementError(f"{name} failed while it was measured: {error}") from error
+
+
+def _latencies(
+    children: Mapping[str, Child],
+    requests: Mapping[str, LoadRequest | LoadModelRequest],
     inputs: tuple[str, ...],
-    *,
-    limit_s: float | None,
-    offline_per_s: float,
-) -> _Figures:
-    child.ask(request, Loaded, timeout_s=TIMEOUT_S)
-    if limit_s is None:
-        return _Figures(latency=measure_latency(child, inputs, timeout_s=TIMEOUT_S))
-    return _Figures(
-        server=measure_server(
-            child, inputs, limit_s=limit_s, offline_per_s=offline_per_s, timeout_s=TIMEOUT_S
-        )
-    )
+) -> dict[str, Latency]:
+    """Return the latency of each contender, measured in passes that take turns: a drift strikes all alike."""
+    for name, child in children.items():
+        with _told(name):
+            child.ask(requests[name], Loaded, timeout_s=TIMEOUT_S)
+    parts: dict[str, list[Latency]] = {name: [] for name in children}
+    for turn in range(PASSES):
+        for name in list(children)[:: 1 if turn % 2 == 0 else -1]:
+            with _told(name):
+                part = measure_latency(children[name], inputs, timeout_s=TIMEOUT_S, parts=PASSES)
+            parts[name].append(part)
+    return {name: joined_latency(several) for name, several in parts.items()}
 
 
 def _inputs(names: Sequence[str], shape: Sequence[int] | None, folder: Path) -> tuple[str, ...]:

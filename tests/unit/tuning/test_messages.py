@@ -40,7 +40,7 @@ REQUESTS = (
     m.PredictRequest(inputs=("a.npy",), outputs=("y.npy", "z.npy"), limit=7),
     m.PredictRequest(inputs=("a.npy",), outputs=("y.npy",)),
     m.MeasureRequest(inputs=("a.npy",), seconds=0.25),
-    m.StreamRequest(inputs=("a.npy",), seconds=2.5, max_s=7.0),
+    m.StreamRequest(inputs=("a.npy",), seconds=2.5, max_s=7.0, min_queries=92),
     m.ServeRequest(inputs=("a.npy",), rate_per_s=12.5, seconds=3.0, limit_s=0.05, seed=4),
 )
 REPLIES = (

@@ -131,7 +131,7 @@ def test_a_fixed_batch_axis_is_filled_up_for_single_samples_and_for_queues(
     fixed = Signature((TensorSpec("x", "float32", (8, FEATURES)),), SIGNATURE.outputs)
     request = scripted(tmp_path / "artifact", batch_size=1)
     child.ask(msgspec.structs.replace(request, signature=fixed), Loaded, timeout_s=ANSWER_S)
-    stream = StreamRequest(inputs=(samples,), seconds=0.05, max_s=0.1)
+    stream = StreamRequest(inputs=(samples,), seconds=0.05, max_s=0.1, min_queries=368)
     assert child.ask(stream, Streamed, timeout_s=ANSWER_S).latency.n > 1
     serve = ServeRequest(inputs=(samples,), rate_per_s=200.0, seconds=0.2, limit_s=1.0, seed=0)
     assert child.ask(serve, Served, timeout_s=ANSWER_S).found.stopped is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from alula.bundle import read_measurements
 from alula.cli.render import draw_manifest
 from alula.core import Accepted
 from alula.errors import BundleError, ModelError, UsageError
+from alula.measure import Latency
 from alula.tuning import comparison
-from alula.workflows import bench, optimize, write_report
+from alula.workflows import bench, benching, optimize, write_report
 
 
 def test_the_page_of_a_bundle(optimized: SimpleNamespace, tmp_path: Path) -> None:
@@ -71,9 +74,22 @@ def test_a_search_for_latency_measures_single_samples(
     text = io.StringIO()
     draw_manifest(Console(file=text, width=200), bundle.path, bundle.manifest)
     assert f"{found.latency} (single-stream)" in text.getvalue()
-    report = bench([bundle.path], scenario="single-stream", threads=1, rounds=1, round_s=0.01)
-    assert report.rows[0].latency is not None
-    assert report.rows[0].change is None
+    asked: list[str] = []
+
+    def measured(child: comparison.Child, inputs: tuple[str, ...], **options: Any) -> Latency:
+        asked.append(child.request_file.stem)
+        assert options["parts"] == benching.PASSES == 4
+        return found.latency
+
+    monkeypatch.setattr(benching, "measure_latency", measured)
+    other = shutil.copytree(bundle.path, tmp_path / "b.alula")
+    report = bench([bundle.path, other], scenario="single-stream", threads=1, rounds=1, round_s=0.01)
+    first, second = "scenario-0", "scenario-1"
+    assert asked == [first, second, second, first, first, second, second, first]
+    for row in report.rows:
+        assert row.latency is not None
+        assert row.latency.times_s == 4 * found.latency.times_s
+        assert row.change is None
 
 
 def test_a_limit_belongs_to_the_server_scenario(tmp_path: Path) -> None:
