@@ -29,6 +29,9 @@ from alula.tuning.messages import BuildRequest, Built
 
 ROUND_S = 1.0
 LOOK_S = 0.01
+# A busy machine lets one look rarely, and at threads that would be done elsewhere. What starts a thread too
+# many has it in every round.
+ROUNDS = 3
 # Python's own work between batches, the kernel's for the process, and the granularity of its clock.
 SLACK = 0.15
 # Threads that hand over a batch run beside those that compute. One too many would be 1.
@@ -157,10 +160,13 @@ def test_no_engine_uses_more_than_its_settings_say(
         request = LoadRequest(recipe=recipe, artifact=str(artifact), signature=SIGNATURE, settings=settings)
         child.ask(request, Loaded, timeout_s=300)
         measure_round(child, (str(samples),), 0.2, timeout_s=300)
-        with usage(child.pid) as used:
-            measure_round(child, (str(samples),), ROUND_S, timeout_s=300)
+        for _ in range(ROUNDS):
+            with usage(child.pid) as used:
+                measure_round(child, (str(samples),), ROUND_S, timeout_s=300)
+            # Also where there are no more CPUs: threads that wait for one count as running.
+            if used.running <= threads + RUNNING_SLACK:
+                break
     assert used.cpus <= threads + SLACK
-    # Also where there are no more CPUs: threads that wait for one count as running.
     assert used.running <= threads + RUNNING_SLACK
 
 
