@@ -379,7 +379,7 @@ class ProcessField:
     def accept(self, candidate: Candidate) -> bool:
         """See `Field.accept`."""
         recipe, n = candidate.recipe, self._reference.n
-        if recipe in self._gone:
+        if recipe in self._gone or candidate not in self._accepted:
             return False
         if not self._is_checked(recipe):
             self._report(f"checking the accuracy of {recipe} on {n} samples")
@@ -416,14 +416,18 @@ class ProcessField:
     def _is_checked(self, recipe: Recipe) -> bool:
         """Whether a recipe was judged on all validation samples, and its outputs are still there."""
         known = self._accuracy.get(recipe)
-        return known is not None and known.n >= self._reference.n and recipe in self.golden_outputs
+        return known is not None and self._suffices(known) and recipe in self.golden_outputs
 
     def _has_right(self) -> bool:
         """Whether a recipe was accepted on all validation samples."""
         return any(
-            accuracy.n >= self._reference.n and recipe not in self._gone
+            self._suffices(accuracy) and recipe not in self._gone
             for recipe, accuracy in self._accuracy.items()
         )
+
+    def _suffices(self, accuracy: Accuracy) -> bool:
+        """Whether a verdict accepts, and on as many samples as now: a rough one may be of more than those."""
+        return accuracy.n >= self._reference.n and accept(accuracy) is None
 
     def _predicting_s(self, recipe: Recipe, n: int) -> float:
         return n / self._per_s.get(recipe, self._reference.per_s)

@@ -516,6 +516,7 @@ class Strategy:
     def _race(self) -> tuple[Standing, ...]:
         """Return the accepted contenders of the race in order; those that were not accepted cost another."""
         while names := self._in_time(self._shortlist()):
+            self._anchor_is_held = self._anchor_is_fresh = False
             held = self._field.hold(names)
             for lost in set(names) - set(held):
                 self._lose(lost)

@@ -273,6 +273,29 @@ def test_the_accuracy_of_all_settings_is_that_on_the_most_samples(place: Place) 
                 assert field.accepted(one.candidate).accuracy == full.accuracy
 
 
+def test_a_rough_verdict_on_more_samples_than_now_is_no_full_one(place: Place) -> None:
+    rough = looked_at(PLAIN, 3.0)
+    accuracy = msgspec.structs.replace(rough.accuracy, n=256, drop=0.02, drop_low=0.001, limit=0.01)
+    rough = msgspec.structs.replace(rough, accuracy=accuracy)
+    with field_in(place, rough, n=150) as field:
+        field.golden_outputs[PLAIN] = ("there.npy",)
+        assert not field.accept(rough.candidate)
+    assert place.limits  # it was judged anew
+    place.limits.clear()
+    with field_in(place, looked_at(PLAIN, 3.0), n=150) as field:
+        field.golden_outputs[PLAIN] = ("there.npy",)
+        field._accuracy[PLAIN] = msgspec.structs.replace(accuracy, drop=0.001)
+        assert field.accept(rough.candidate)
+    assert not place.limits
+
+
+def test_what_was_lost_is_not_accepted(place: Place) -> None:
+    good = looked_at(PLAIN, 3.0)
+    with field_in(place, good) as field:
+        field.lose(good.candidate, error="It crashed.", reproduce="again")
+        assert not field.accept(good.candidate)
+
+
 def test_what_failed_after_it_was_accepted_is_forgotten(place: Place) -> None:
     good = looked_at(PLAIN, 3.0)
     other = msgspec.structs.replace(looked_at(PLAIN, 2.0), candidate=Candidate(PLAIN, Settings(batch_size=1)))
