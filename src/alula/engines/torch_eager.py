@@ -84,6 +84,10 @@ class TorchSession:
             self._changes_inputs = not all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
         return outputs
 
+    def forget_example(self) -> None:
+        """Look again at the next batch whether it is changed in place: one of zeros may not show it."""
+        self._changes_inputs = None
+
     def close(self) -> None:
         """See `alula.engines.base.Session.close`."""
         self._call = _closed

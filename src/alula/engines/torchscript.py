@@ -144,6 +144,7 @@ def _fuse(session: TorchSession, signature: Signature, settings: Settings) -> No
         try:
             for _ in range(_RUNS_UNTIL_FUSED):
                 session.run(example)
+            session.forget_example()
         finally:
             torch.jit.enable_onednn_fusion(before)
 

@@ -104,6 +104,7 @@ def compare_speeds(
     used_cpu_s = 0.0
     with contextlib.ExitStack() as stack:
         children: dict[str, Child] = {}
+        failures: dict[str, ChildError] = {}
 
         def measurer(name: str) -> Callable[[float], Round]:
             call_s: float | None = None
@@ -111,7 +112,11 @@ def compare_speeds(
             def measure(seconds: float) -> Round:
                 nonlocal used_cpu_s, call_s
                 allowed_s = timeout_s if call_s is None else min(timeout_s, patience_s(seconds, call_s))
-                measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=allowed_s)
+                try:
+                    measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=allowed_s)
+                except ChildError as error:
+                    failures[name] = error
+                    raise
                 used_cpu_s += cpu_s
                 call_s = max(measured.calls)
                 return measured
@@ -136,13 +141,13 @@ def compare_speeds(
         used_cpu_s = 0.0
         before, started = take_snapshot(), time.monotonic()
         try:
-            done, dropped = interleave(calls, rounds=rounds, seconds=round_s, seed=seed)
-        except ChildError as error:  # the last one left
-            done, dropped = {}, dict.fromkeys(calls, error)
+            done = interleave(calls, rounds=rounds, seconds=round_s, seed=seed).rounds
+        except ChildError:  # of the last one left
+            done = {}
         warnings = describe_disturbance(
             before, take_snapshot(), own_cpu_s=used_cpu_s, wall_s=time.monotonic() - started
         )
-        for name, failure in dropped.items():
+        for name, failure in failures.items():
             losses[name] = Loss(error=str(failure), reproduce=children[name].reproduce)
     return Comparison(rounds=done, losses=losses, warnings=warnings)
 

@@ -191,3 +191,29 @@ def test_a_backend_that_is_not_there(net: Exported) -> None:
                 settings=Settings(),
             )
     assert torch.backends.quantized.engine == before
+
+
+class Doubled(nn.Module):
+    """Works in place, which a batch of zeros does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.mul_(2.0))
+
+
+def test_what_is_compiled_on_zeros_leaves_the_callers_arrays_alone(tmp_path: Path) -> None:
+    example = np.ones((4, 3, 5, 5), np.float32)
+    signature = export_module(Doubled().eval(), [example], target="torchscript", folder=tmp_path).signature
+    session = engine_named("torchscript").load(
+        tmp_path,
+        recipe=Recipe.parse("torchscript/fp32"),
+        signature=signature,
+        settings=Settings(threads=1, batch_size=4, knobs=FUSED),
+    )
+    for _ in range(3):
+        session.run((example,))
+        np.testing.assert_array_equal(example, 1)
+    session.close()

@@ -375,7 +375,7 @@ def test_what_was_given_up_is_waited_for_where_nothing_else_is_right() -> None:
 
 def test_a_deadline_that_is_over_still_ends_with_one_recipe() -> None:
     field, standings = searched(3, QUIET, budget_s=0.0)
-    assert standings or field.bad
+    assert standings
     assert len(field.skipped) >= len(RECIPES) - 1 - len(field.bad)
 
 
