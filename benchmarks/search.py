@@ -9,7 +9,7 @@ of others; what of that does not hold on the grid is said too.
 
     python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
 
-The grids beside this script are of the machine that their first lines tell; on another one, or with other
+The first line of a grid tells the machine and the versions that it is of; on another machine, or with other
 versions, name another folder.
 
 The weights are random and only speed counts, so every recipe that runs is accepted.
