@@ -104,7 +104,6 @@ def compare_speeds(
     used_cpu_s = 0.0
     with contextlib.ExitStack() as stack:
         children: dict[str, Child] = {}
-        failures: dict[str, ChildError] = {}
 
         def measurer(name: str) -> Callable[[float], Round]:
             call_s: float | None = None
@@ -115,7 +114,7 @@ def compare_speeds(
                 try:
                     measured, cpu_s = measure_round(children[name], inputs, seconds, timeout_s=allowed_s)
                 except ChildError as error:
-                    failures[name] = error
+                    losses[name] = Loss(error=str(error), reproduce=children[name].reproduce)
                     raise
                 used_cpu_s += cpu_s
                 call_s = max(measured.calls)
@@ -147,8 +146,6 @@ def compare_speeds(
         warnings = describe_disturbance(
             before, take_snapshot(), own_cpu_s=used_cpu_s, wall_s=time.monotonic() - started
         )
-        for name, failure in failures.items():
-            losses[name] = Loss(error=str(failure), reproduce=children[name].reproduce)
     return Comparison(rounds=done, losses=losses, warnings=warnings)
 
 

@@ -345,8 +345,9 @@ class _Search:
         names, shape = len(self._plan.labels), np.load(reference.scores, mmap_mode="r").shape[1:] or (1,)
         one_of_two = names == 2 and math.prod(shape) == 1  # the score of the second
         if not one_of_two and names not in (shape[-1], math.prod(shape)):
+            some = ", ".join([*self._plan.labels[:3], *["…"] * (names > 3)])
             raise UsageError(
-                f"There are {names} class names ({', '.join(self._plan.labels[:3])}, …), but the model gives "
+                f"There are {names} class names ({some}), but the model gives "
                 f"{math.prod(shape)} scores per sample. Name all of them in the model's order: `--labels "
                 "names.txt`, one per line, or `labels=[…]` in Python."
             )

@@ -262,7 +262,9 @@ def test_not_as_many_class_names_as_scores_are_refused_before_anything_is_tried(
     plan: SearchPlan, n: int
 ) -> None:
     journal = Journal(plan.workdir / "search.jsonl")
-    with pytest.raises(UsageError, match=rf"There are {n} class names \(a, b, .* gives 4 scores per sample"):
+    with pytest.raises(
+        UsageError, match=rf"There are {n} class names \(a, b[^)]*\), but the model gives 4 scores"
+    ):
         search(replace(plan, labels=tuple("abcde"[:n])), journal=journal)
     assert not list(read_journal(journal.path))
 
