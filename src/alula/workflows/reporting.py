@@ -124,9 +124,15 @@ def _facts(measurements: Measurements, manifest: Manifest) -> dict[str, str]:
     if measurements.disturbance:
         facts["disturbed during the search"] = "; ".join(measurements.disturbance)
     if measurements.latency is not None:
-        facts["latency of one sample"] = str(measurements.latency)
+        latency = measurements.latency
+        for one in (latency.p50, latency.p90, latency.p99):
+            facts[f"latency of one sample, p{100 * one.q:g}"] = f"{1e3 * one.value_s:.4g} ms"
+        facts["measured by"] = f"{latency.n:,} queries, {latency.seconds:.0f} s"
     if measurements.server is not None:
-        facts["highest rate"] = str(measurements.server)
+        rate = measurements.server
+        facts["highest rate"] = f"{rate.per_s:.4g} queries/s"
+        facts["at a p99 of"] = f"{1e3 * rate.p99_limit_s:.3g} ms at most"
+        facts["measured by"] = f"{rate.queries:,} queries, {rate.seconds:.0f} s"
     others = [one for one in measurements.finalists[1:] if one.rate_per_s is not None]
     if others:
         facts["rates of others"] = "; ".join(f"{one.candidate} {one.rate_per_s:.4g}/s" for one in others)
