@@ -37,7 +37,7 @@ from alula.accuracy import metric_named
 from alula.core import Candidate, Recipe, Settings
 from alula.engines import engine_named
 from alula.errors import EngineError
-from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
+from alula.hardware import fingerprint, int8_class, read_memory, take_snapshot, thread_budget
 from alula.measure import Round, ratio, throughput
 from alula.sources import Source, parse_source
 from alula.tuning import (
@@ -62,7 +62,9 @@ from machine import machine_line
 GRIDS = Path(__file__).with_name("grids")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LOOKS = 2
+MOST_LOOKS = 6  # until so many were undisturbed
 LOOK_S = 0.5
+STOLEN = 0.02  # of the time of all CPUs: a look that the hypervisor took more of is disturbed
 PROMISING = 0.5  # times the best so far: what is slower at first look needs no other
 # What every figure is divided by: machines drift, within hours by more than recipes differ.
 ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
@@ -123,6 +125,14 @@ def checked_grid(path: Path) -> list[Entry]:
     return entries
 
 
+def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, bool]:
+    """Return how many samples a second a child takes at one look, and whether nothing disturbed it."""
+    before, started_s = take_snapshot(), time.monotonic()
+    look, _ = measure_round(child, timed, LOOK_S, timeout_s=TIMEOUT_S)
+    seconds, after = time.monotonic() - started_s, take_snapshot()
+    return look.per_s, after.stolen_s - before.stolen_s <= STOLEN * seconds * after.cpus
+
+
 class Anchor:
     """One candidate that is looked at again and again, in a process of its own."""
 
@@ -138,8 +148,11 @@ class Anchor:
             if self._child is None:
                 self._child = self._workshop.child("anchor")
                 self._child.ask(load_request(self._workshop, ANCHOR), Loaded, timeout_s=TIMEOUT_S)
-            look, _ = measure_round(self._child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)
-            self._looks.append(look.per_s)
+            for _ in range(MOST_LOOKS):
+                per_s, calm = looked(self._child, self._timed)
+                if calm:
+                    break
+            self._looks.append(per_s)
             self._since_s = time.monotonic()
         return float(np.median(self._looks))
 
@@ -232,12 +245,17 @@ class Grid:
                 )
 
     def _look(self, child: Child, anchor_per_s: float) -> float:
-        """Return the speed of what a child has loaded: the best of a few looks, or of one if far behind."""
-        best = 0.0
-        for _ in range(LOOKS):
-            look, _ = measure_round(child, self._timed, LOOK_S, timeout_s=TIMEOUT_S)
-            best = max(best, look.per_s)
-            if best < PROMISING * self._best * anchor_per_s:
+        """Return the speed of what a child has loaded: the best of a few looks, or of one if far behind.
+
+        A disturbed look does not count as one of them, up to a limit.
+        """
+        best, calm_looks = 0.0, 0
+        for _ in range(MOST_LOOKS):
+            per_s, calm = looked(child, self._timed)
+            best = max(best, per_s)
+            calm_looks += calm
+            far_behind = best < PROMISING * self._best * anchor_per_s
+            if calm_looks >= (1 if far_behind else LOOKS):
                 break
         return best
 
