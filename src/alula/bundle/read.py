@@ -217,7 +217,7 @@ def start(
     passed_over: list[str] = []
     golden = _read_golden(bundle / GOLDEN_NAME)
     for deployed in (manifest.chosen, *manifest.fallbacks):
-        settings = fitted(deployed.settings, budget)
+        settings = fitted(deployed.settings, budget, tuned_for=manifest.machine.thread_budget)
         reason = _reason_against(deployed, manifest, here, trust_code=trust_code)
         if reason is None:
             try:
@@ -311,18 +311,27 @@ def _start_checked(
     return session
 
 
-def fitted(settings: Settings, budget: int) -> Settings:
+def fitted(settings: Settings, budget: int, *, tuned_for: int) -> Settings:
     """Return settings that use a thread budget in the way these use theirs.
 
-    Many narrow instances stay narrow, one wide instance stays one. Knobs are left out where anything changes:
-    they were chosen for the threads that there were, and may be impossible with others.
+    Many narrow instances stay narrow, one wide instance stays one; what left threads idle when it was chosen
+    leaves them idle here. Knobs are left out where anything changes: they were chosen for the threads that
+    there were, and may be impossible with others.
 
-    >>> str(fitted(Settings(threads=1, instances=2, batch_size=8), 4))
+    Args:
+        settings: what was chosen.
+        budget: threads that there are.
+        tuned_for: threads that there were when the settings were chosen.
+
+    >>> str(fitted(Settings(threads=1, instances=2, batch_size=8), 4, tuned_for=2))
     '4x1 threads, batch 8'
-    >>> str(fitted(Settings(threads=2, instances=1, batch_size=8), 1))
+    >>> str(fitted(Settings(threads=2, instances=1, batch_size=8), 1, tuned_for=2))
     '1x1 threads, batch 8'
+    >>> str(fitted(Settings(threads=1, instances=1, batch_size=1), 8, tuned_for=2))
+    '1x1 threads, batch 1'
     """
-    if settings.total_threads == budget:
+    used = settings.total_threads
+    if used == budget or used < min(tuned_for, budget):
         return settings
     if settings.instances > 1:
         threads = min(settings.threads, budget)

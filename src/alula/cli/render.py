@@ -12,6 +12,7 @@ from rich.table import Table
 from alula.bundle import JOURNAL_NAME, EnsembleManifest, Manifest, MemberRecord, read_measurements
 from alula.core import Accepted, Accuracy, Failed, Outcome, Ratio, Recipe, Rejected, Share
 from alula.demo.run import DemoResult
+from alula.hardware import differences, fingerprint
 from alula.planning import plan_rows
 from alula.tuning import NO_TIME, read_journal, standing
 from alula.workflows import (
@@ -183,6 +184,7 @@ def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
     rows += [
         ("data", f"{manifest.data}: {len(manifest.calibration)} for calibration, the rest for the verdict"),
         ("machine", f"{manifest.machine.model_name}, {manifest.machine.thread_budget} threads"),
+        *(("differs here", text) for text in differences(manifest.machine, fingerprint())),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
     rows += [("rewritten", note) for note in manifest.notes]

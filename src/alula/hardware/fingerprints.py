@@ -26,7 +26,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         isa: as in `Cpu`.
         physical_cores: as in `Cpu`.
         logical_cores: as in `Cpu`.
-        thread_budget: threads that a run could use there.
+        thread_budget: threads that were used there, or could have been.
         memory_bytes: memory that a run could use there; 0 when unknown.
         os: name and version of the operating system and its C library.
         python: version of Python.

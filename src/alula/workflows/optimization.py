@@ -163,7 +163,7 @@ def optimize(
     started_s = time.monotonic()
     budget_s = parse_duration_s(budget)
     budget_threads = thread_budget(threads)
-    machine = fingerprint()
+    machine = msgspec.structs.replace(fingerprint(), thread_budget=budget_threads)
     recipes = offered_recipes(
         machine.isa,
         engines=None if engines is None else tuple(engines),

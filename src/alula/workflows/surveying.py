@@ -212,7 +212,7 @@ def survey(
         raise UsageError("To weigh speed against scores, a table of scores is needed.")
     budget_s = parse_duration_s(budget_per_model)
     budget_threads = thread_budget(threads)
-    machine = fingerprint()
+    machine = msgspec.structs.replace(fingerprint(), thread_budget=budget_threads)
     recipes = offered_recipes(
         machine.isa,
         engines=None if engines is None else tuple(engines),

@@ -220,14 +220,44 @@ def test_golden_names_that_are_not_there(make, describe, recipe) -> None:
 )
 def test_fitted(threads: int, instances: int, budget: int, expected: tuple[int, int]) -> None:
     settings = Settings(threads=threads, instances=instances, batch_size=8, knobs={"spin": True})
-    got = fitted(settings, budget)
+    got = fitted(settings, budget, tuned_for=threads * instances)
     assert (got.threads, got.instances) == expected
     assert got.batch_size == 8
     # Knobs were chosen for the threads that there were, and may be impossible with others.
     assert got.knobs == ({"spin": True} if budget == threads * instances else {})
 
 
-@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 128))
-def test_fitted_never_exceeds_the_budget(threads: int, instances: int, budget: int) -> None:
-    got = fitted(Settings(threads=threads, instances=instances), budget)
+@pytest.mark.parametrize(
+    ("threads", "instances", "budget", "expected"),
+    [
+        (1, 1, 8, (1, 1)),
+        (1, 1, 4, (1, 1)),
+        (2, 1, 16, (2, 1)),
+        (2, 2, 5, (2, 2)),
+        (2, 2, 3, (2, 1)),
+        (4, 1, 2, (2, 1)),
+    ],
+)
+def test_threads_that_were_left_idle_stay_idle(
+    threads: int, instances: int, budget: int, expected: tuple[int, int]
+) -> None:
+    settings = Settings(threads=threads, instances=instances, knobs={"spin": True})
+    got = fitted(settings, budget, tuned_for=8)
+    assert (got.threads, got.instances) == expected
+    assert got.knobs == ({"spin": True} if expected == (threads, instances) else {})
+
+
+def test_fewer_threads_than_the_budget_run_as_they_were_measured(make, describe, recipe) -> None:
+    chosen = recipe("fake/fp32", golden="chosen")
+    settings = Settings(threads=1, instances=1, batch_size=1, knobs={"spin": False})
+    manifest = describe(msgspec.structs.replace(chosen, settings=settings))
+    assert manifest.machine.thread_budget == 2
+    running = start(make.write(manifest), manifest, threads=2)
+    running.session.close()
+    assert running.settings == settings
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 128), st.integers(1, 128))
+def test_fitted_never_exceeds_the_budget(threads: int, instances: int, budget: int, tuned_for: int) -> None:
+    got = fitted(Settings(threads=threads, instances=instances), budget, tuned_for=tuned_for)
     assert 1 <= got.total_threads <= budget

@@ -19,6 +19,7 @@ from tiny import FEATURES, write_onnx
 
 from alula import __version__
 from alula.cli import cli
+from alula.hardware import thread_budget
 from alula.tuning import SearchPlan
 from alula.workflows import make_ensemble, optimization
 
@@ -467,7 +468,10 @@ def test_optimize_and_inspect(run: Run, features: Path, tmp_path: Path, short_ro
     assert inspected.code == 0
     assert inspected.document["seed"] == again.document["seed"] == 3
     assert inspected.document["chosen"]["recipe"] == "fake/fp32"
-    assert run("inspect", output).code == 0
+    drawn = run("inspect", output)
+    assert drawn.code == 0
+    here = thread_budget()
+    assert (f"thread budget: tuned on 1, here {here}" in drawn.out) == (here != 1)
     (output / "search.jsonl").write_bytes(b"changed")
     assert "search.jsonl" in failed(run("inspect", output), 1)
 

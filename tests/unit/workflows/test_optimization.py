@@ -75,6 +75,13 @@ def test_the_journal_in_the_bundle_holds_every_outcome(optimized: SimpleNamespac
     assert all(outcome.relative is not None for outcome in accepted)
 
 
+def test_the_threads_that_were_allowed_are_what_the_bundle_was_tuned_for(
+    optimized: SimpleNamespace,
+) -> None:
+    # Of as many as there are, one was allowed.
+    assert optimized.bundle.manifest.machine.thread_budget == 1
+
+
 def test_what_is_being_done_is_reported(optimized: SimpleNamespace) -> None:
     assert optimized.reports[:3] == [
         "reading the data",
