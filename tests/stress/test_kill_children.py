@@ -131,6 +131,7 @@ def check(
         finally:
             assert children() == []
             assert list(read_journal(journal.path)) == outcomes
+    assert hit
     assert result.baseline_throughput.per_s > 0
     assert len(result.baseline_throughput.rounds_per_s) == 6
     # Nothing is wrong with any recipe: whatever failed was killed.

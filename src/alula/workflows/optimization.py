@@ -453,7 +453,7 @@ def _warnings(
         found.append("the latency was not measured: the search was interrupted before")
     problems = [*prepared.calibration.problems, *prepared.validation.problems]
     if problems:
-        found.append(f"{len(problems)} samples of the data could not be read, for example: {problems[0]}")
+        found.append(f"of the data, {len(problems)} could not be read, for example: {problems[0]}")
     return tuple(found)
 
 

@@ -237,6 +237,24 @@ def test_a_normalisation_whose_convolution_is_read_elsewhere_is_kept(images: np.
     np.testing.assert_allclose(outputs_of(traced, images), before, rtol=0, atol=1e-6 * np.abs(before).max())
 
 
+def test_a_convolution_that_is_called_twice_keeps_both_its_normalisations(images: np.ndarray) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.first, self.second = NormAct(3), NormAct(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.conv(self.first(self.conv(x))))
+
+    torch.manual_seed(1)
+    module = settled(Shared(), images)
+    before = outputs_of(module, images)
+    traced = torch.fx.symbolic_trace(module)
+    simplify(traced)
+    np.testing.assert_allclose(outputs_of(traced, images), before, rtol=0, atol=1e-6 * np.abs(before).max())
+
+
 @pytest.mark.parametrize(
     ("scope", "integer", "in_float"),
     [

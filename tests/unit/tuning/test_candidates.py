@@ -9,6 +9,7 @@ from alula.engines import engine_named, engine_names
 from alula.errors import UsageError
 from alula.quantization import quantizer_named, quantizer_names
 from alula.tuning import BATCH_SIZES, offered_recipes, settings_grid
+from alula.tuning.candidates import SERVER_BATCH_SIZES, batch_neighbours
 
 
 def signature(*shape: int | str) -> Signature:
@@ -65,6 +66,22 @@ def test_the_grid_shares_the_threads_in_every_way_at_each_batch_size() -> None:
     assert len(grid) == len(set(map(str, grid))) == 3 * len(BATCH_SIZES)
     assert all(s.total_threads == 4 for s in grid)
     assert grid[0].batch_size == 8  # what accuracy is judged with
+
+
+def test_a_server_has_batches_of_a_few_queries() -> None:
+    grid = settings_grid(4, signature("b", 3), scenario="server")
+    assert {(s.threads, s.instances) for s in grid} == {(4, 1), (2, 2), (1, 4)}
+    assert {s.batch_size for s in grid} == set(SERVER_BATCH_SIZES)
+    assert max(SERVER_BATCH_SIZES) < max(BATCH_SIZES)
+    largest = Settings(batch_size=2 * max(SERVER_BATCH_SIZES))
+    near = batch_neighbours(largest, signature("b", 3), scenario="server")
+    assert [s.batch_size for s in near] == [max(SERVER_BATCH_SIZES)]
+    assert len(batch_neighbours(largest, signature("b", 3))) == 2
+
+
+def test_a_single_stream_has_one_instance_with_all_threads_or_fewer() -> None:
+    grid = settings_grid(8, signature("b", 3), scenario="single-stream")
+    assert [(s.threads, s.instances, s.batch_size) for s in grid] == [(8, 1, 1), (4, 1, 1), (1, 1, 1)]
 
 
 def test_one_thread_has_one_layout() -> None:

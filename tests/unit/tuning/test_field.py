@@ -51,6 +51,11 @@ class StandIn:
             return Loaded(seconds=self.place.load(self.batch_size))
         self.place.limits.append(timeout_s)
         if isinstance(request, PredictRequest):
+            if self.place.answers is not None:
+                self.place.predicted.append(request.limit)
+                for path in request.outputs:
+                    np.save(path, self.place.answers[: request.limit])
+                return Predicted(n=len(self.place.answers), samples_per_s=PER_S)
             raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         assert isinstance(request, MeasureRequest)
         if self.batch_size in self.place.hanging:
@@ -78,6 +83,8 @@ class Place:
         self.folder = folder
         self.limits: list[float] = []
         self.hanging: set[int] = set()
+        self.answers: np.ndarray | None = None  # to predictions, of which the sizes are noted; None hangs
+        self.predicted: list[int | None] = []
         self.clock = ScriptedClock()
         self.compiled: set[int] = set()
         self.compiling_s = 0.0
@@ -259,6 +266,41 @@ def test_a_long_check_of_accuracy_is_waited_for(place: Place) -> None:
     with field_in(place, known, n=50_000) as field:
         field.accept(known.candidate)
     assert place.limits == [1500.0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong_at_first", "accepted"),
+    [
+        # Above the 1 % that is allowed, but of so few samples that it may be less, which it is of all.
+        (range(3), False, True),
+        (range(40), True, False),
+        # Nothing that the first samples show.
+        (range(300, 400), False, False),
+    ],
+)
+def test_the_first_samples_decide_only_what_they_make_certain(
+    place: Place, changed: range, wrong_at_first: bool, accepted: bool
+) -> None:
+    scores = np.tile(np.float32([1, 0]), (400, 1))
+    np.save(place.folder / "one-hot.npy", scores)
+    place.answers = scores.copy()
+    place.answers[changed] = place.answers[changed, ::-1]
+    options: dict[str, Any] = {"n": 400, "scores": str(place.folder / "one-hot.npy")}
+    recorded: list[Outcome] = []
+    with field_in(place, record=recorded, golden_outputs=("y.npy",), **options) as field:
+        grid = field.prepare(PLAIN, until_s=60.0)
+        assert place.predicted[0] == 256
+        assert field.is_wrong(PLAIN) == wrong_at_first
+        if wrong_at_first:
+            (verdict,) = recorded
+            assert isinstance(verdict, Rejected) and verdict.accuracy is not None
+            assert verdict.accuracy.n == 256
+            return
+        candidate = Candidate(PLAIN, grid[0])
+        field.scored(candidate, field.measure(candidate, 0.1), 2.0)
+        assert field.accept(candidate) == accepted
+        assert 400 in place.predicted
+        assert field.accepted(candidate).accuracy.n == (400 if accepted else 256)
 
 
 def test_the_accuracy_of_all_settings_is_that_on_the_most_samples(place: Place) -> None:

@@ -16,7 +16,7 @@ from bundles import COLOUR_IMAGES, COLOURS
 from tiny import CLASSES, FEATURES, write_factory, write_linear_onnx, write_onnx
 
 from alula.bundle import read_manifest, verify
-from alula.core import Accepted, ArrayInput, Rejected, Share
+from alula.core import Accepted, ArrayInput, Ratio, Rejected, Share
 from alula.engines.fake import SCRIPT_VARIABLE
 from alula.errors import (
     AccuracyError,
@@ -28,7 +28,7 @@ from alula.errors import (
     UsageError,
 )
 from alula.tuning import read_journal
-from alula.workflows import Bundle, load, optimize
+from alula.workflows import Bundle, load, optimization, optimize
 from alula.workflows.peaks import CACHE_VARIABLE
 
 N = 30
@@ -297,6 +297,46 @@ def test_a_wrong_option_is_named(
     with pytest.raises(error, match=says):
         optimize(model, x, output=tmp_path / "b.alula", **{"threads": 1, "engines": ["fake"], **options})
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+CERTAIN = Ratio(median=2.0, low=1.5, high=2.5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({}, []),
+        ({"disturbed": ("steal: 20 %",)}, ["is not to be trusted", "steal: 20 %"]),
+        ({"speedup": Ratio(median=1.1, low=0.9, high=1.3)}, ["no difference in speed"]),
+        ({"speedup": Ratio(median=0.8, low=0.7, high=0.9)}, ["slower than the baseline"]),
+        ({"scenario": "server"}, ["highest rate was not measured"]),
+        ({"scenario": "server", "server": SimpleNamespace(warnings=("few queries",))}, ["few queries"]),
+        ({"scenario": "single-stream"}, ["latency was not measured"]),
+        ({"scenario": "single-stream", "latency": SimpleNamespace()}, []),
+        ({"problems": ("a.jpg: It is empty.",)}, ["1 could not be read, for example: a.jpg"]),
+        ({"of_accuracy": ("few samples",), "of_speed": ("noisy",)}, ["few samples", "noisy"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_a_user_is_warned_of(facts: dict[str, Any], says: list[str]) -> None:
+    finalist = SimpleNamespace(
+        throughput=SimpleNamespace(warnings=facts.get("of_speed", ())), speedup=facts.get("speedup", CERTAIN)
+    )
+    result: Any = SimpleNamespace(
+        warnings=facts.get("disturbed", ()),
+        finalists=(finalist,),
+        server=facts.get("server"),
+        latency=facts.get("latency"),
+    )
+    accepted: Any = SimpleNamespace(accuracy=SimpleNamespace(warnings=facts.get("of_accuracy", ())))
+    prepared: Any = SimpleNamespace(
+        calibration=SimpleNamespace(problems=()),
+        validation=SimpleNamespace(problems=facts.get("problems", ())),
+    )
+    warned = optimization._warnings(result, accepted, prepared, facts.get("scenario", "offline"))
+    assert len(warned) == len(says)
+    for warning, text in zip(warned, says, strict=True):
+        assert text in warning
 
 
 def test_too_little_data(tmp_path: Path) -> None:
