@@ -479,3 +479,45 @@ def test_an_interrupt_ends_with_the_best_so_far_and_the_same_search_continues(
     )
     assert not [text for text in reports if text.startswith(("trying", "reading", "measuring"))]
     assert {one.candidate.recipe for one in result.accepted} == {REAL, FAKE}
+
+
+def test_an_interrupt_of_the_last_comparison_leaves_a_shorter_one_of_the_best(
+    plan: SearchPlan, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(seconds_per_batch=0.02)
+    plan = replace(plan, final_rounds=12)
+    compared: list[tuple[set[str], int]] = []
+
+    def interrupted_once(contenders: dict[str, Any], **options: Any) -> comparison.Comparison:
+        compared.append((set(contenders), options["rounds"]))
+        if len(compared) == 1:
+            raise KeyboardInterrupt
+        return comparison.compare_speeds(contenders, **options)
+
+    monkeypatch.setattr(searching, "compare_speeds", interrupted_once)
+    found = run(plan)
+    (first, rounds), (second, fewer) = compared
+    assert second <= first and len(second) == 2
+    assert fewer < rounds == 12
+    assert [one.accepted.candidate.recipe for one in found.result.finalists] == [REAL]
+    assert any(text.startswith("interrupted: ") for text in found.reports)
+
+    def interrupted(contenders: dict[str, Any], **options: Any) -> comparison.Comparison:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "compare_speeds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(plan, journal=Journal(plan.workdir / "search.jsonl"))
+
+
+def test_an_interrupt_while_latency_is_measured_costs_only_the_latency(
+    plan: SearchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "measure_latency", interrupted)
+    found = run(replace(plan, recipes=(REAL,), scenario="single-stream"))
+    assert found.result.latency is None
+    assert {one.accepted.candidate.recipe for one in found.result.finalists} == {REAL}
+    assert found.reports[-1].startswith("interrupted: ")
