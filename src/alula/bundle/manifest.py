@@ -113,8 +113,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         speedup: chosen over baseline, from interleaved rounds.
         accuracy: of the chosen candidate against the baseline.
         folder: throughput of the folder run, None for data in memory.
-        calibration: indices of the calibration samples in the data.
-        validation: indices of the validation samples.
+        calibration: indices in the data of the calibration samples that were read.
+        validation: the same of the validation samples.
         data: what the data was, for people.
         seed: of the split and the bootstrap.
         machine: the CPU it was tuned on.

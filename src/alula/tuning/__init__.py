@@ -9,6 +9,7 @@ from alula.tuning.comparison import (
     measure_round,
     measure_server,
 )
+from alula.tuning.files import read_note, write_note
 from alula.tuning.journal import Journal, read_journal, standing
 from alula.tuning.messages import (
     Counted,
@@ -57,8 +58,10 @@ __all__ = [
     "measure_server",
     "offered_recipes",
     "read_journal",
+    "read_note",
     "search",
     "settings_grid",
     "standing",
     "startable_recipes",
+    "write_note",
 ]

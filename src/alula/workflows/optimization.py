@@ -7,7 +7,6 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,8 +44,10 @@ from alula.tuning import (
     SearchResult,
     offered_recipes,
     read_journal,
+    read_note,
     search,
     startable_recipes,
+    write_note,
 )
 from alula.workflows.durations import parse_duration_s
 from alula.workflows.peaks import doubts, roofline_here, time_for_peaks_s
@@ -61,6 +62,9 @@ MAX_BYTES_PER_SPLIT = 2 * 2**30  # of model inputs on disk
 SHARED_MEMORY_SHARE = 0.8  # of the available memory, for one child process
 FOLDER_SECONDS = 8.0
 WRITING_S = 2.0  # the bundle, and loading it
+# Shares of the budget after which no more samples are read, however many there are.
+CALIBRATION_SHARE, PREPARING_SHARE = 0.07, 0.2
+LEAST_PREPARED = 50  # model inputs of each part, whatever the time
 _DISTRIBUTIONS = (
     "torch",
     "torchao",
@@ -196,7 +200,7 @@ def optimize(
             report("continuing the search that was interrupted")
         elif not isinstance(model, str | Path):  # its file went with all that was in the folder
             source = parse_source(model, weights=weights, workdir=workdir)
-        prepared = _prepared(samples, parts, description, workdir, budget_threads, seed, report)
+        prepared = _prepared(samples, parts, description, workdir, budget_threads, budget_s, report)
         stages_s = {"data": time.monotonic() - started_s}
         roofline = _peaks(budget_s, budget_threads, workdir, report)
         stages_s["peaks of the machine"] = time.monotonic() - started_s - stages_s["data"]
@@ -206,7 +210,7 @@ def optimize(
             workdir=workdir,
             calibration=prepared.calibration.paths,
             validation=prepared.validation.paths,
-            targets=prepared.targets,
+            targets=None if samples.targets is None else samples.targets[list(prepared.validation.rows)],
             metric=chosen_metric,
             max_drop=max_drop,
             recipes=recipes,
@@ -255,8 +259,8 @@ def optimize(
             speedup=winner.speedup,
             accuracy=winner.accepted.accuracy,
             folder=None,
-            calibration=parts.calibration,
-            validation=parts.validation,
+            calibration=prepared.calibration.read,
+            validation=prepared.validation.read,
             data=plain_text(samples.source),
             seed=seed,
             machine=machine,
@@ -276,7 +280,7 @@ def optimize(
             replace=replace,
         )
     bundle = _reopen(target, budget_threads)
-    model_s = len(prepared.validation.rows) / len(parts.validation) / winner.throughput.per_s
+    model_s = len(prepared.validation.rows) / prepared.validation.samples / winner.throughput.per_s
     return _with_folder_run(bundle, samples, parts, 1 / (prepared.per_file_s + model_s), report)
 
 
@@ -302,11 +306,11 @@ def _description(given: str | Path | InputDescription | None, samples: Samples) 
     return read_description(given) if isinstance(given, str | Path) else given
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
+class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """The samples as model inputs on disk; a note of the search, so that one that goes on has the same."""
+
     calibration: Materialized
     validation: Materialized
-    targets: NDArray[Any] | None
     per_file_s: float  # that reading it took
 
 
@@ -316,38 +320,50 @@ def _prepared(
     description: InputDescription,
     workdir: Path,
     threads: int,
-    seed: int,
+    budget_s: float,
     report: Report,
 ) -> _Prepared:
-    # In random order, so that any first part of the validation samples is a fair subset.
-    order = np.random.default_rng(seed)
+    """Return as many of the samples as there is time for; any first part of either is a fair one."""
+    note = workdir / "prepared.json"
+    known = read_note(note, _Prepared)
+    if known is not None:
+        return known
+    started_s, max_rows = time.monotonic(), _max_rows(samples, description)
     made = {}
-    started_s = time.monotonic()
-    for name, indices in (("calibration", parts.calibration), ("validation", parts.validation)):
+    for name, indices, share in (
+        ("calibration", parts.calibration, CALIBRATION_SHARE),
+        ("validation", parts.validation, PREPARING_SHARE),
+    ):
         report(f"preparing {len(indices)} {name} samples")
         made[name] = materialize(
             samples,
-            order.permutation(np.array(indices)).tolist(),
+            indices,
             description=description,
             folder=workdir,
             name=name,
             threads=threads,
-            max_rows=_max_rows(samples, description),
+            max_rows=max_rows,
+            until_s=started_s + share * budget_s,
+            least_rows=LEAST_PREPARED,
         )
+        if made[name].samples < len(indices) and len(made[name].rows) < max_rows:
+            report(
+                f"the budget leaves time to read {made[name].samples} of the {len(indices)} {name} samples"
+            )
     taken_s = time.monotonic() - started_s
-    for name, least in (("calibration", 2), ("validation", 2)):
-        if len(made[name].rows) < least:
+    for name, part in made.items():
+        if len(part.rows) < 2:
             raise DataError(
                 samples.source,
-                f"It gives {len(made[name].rows)} {name} sample; expected at least {least}. Give more data.",
+                f"It gives {len(part.rows)} {name} sample; expected at least 2. Give more data.",
             )
-    targets = samples.targets
-    return _Prepared(
+    prepared = _Prepared(
         calibration=made["calibration"],
         validation=made["validation"],
-        targets=None if targets is None else targets[made["validation"].rows],
-        per_file_s=taken_s / (len(parts.calibration) + len(parts.validation)),
+        per_file_s=taken_s / sum(part.samples for part in made.values()),
     )
+    write_note(note, prepared)
+    return prepared
 
 
 def _max_rows(samples: Samples, description: InputDescription) -> int:

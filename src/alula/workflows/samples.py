@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -125,18 +128,25 @@ def default_description(samples: Samples) -> InputDescription:
     return ArrayInput(dtype=str(first[0].dtype if first[0].dtype != np.float64 else np.dtype(np.float32)))
 
 
-class Materialized(NamedTuple):
+class Materialized(msgspec.Struct, frozen=True, kw_only=True):
     """Model inputs on disk.
 
     Attributes:
         paths: one `.npy` (n, ...) per model input.
         rows: for each row, the index of the sample that it came from.
+        samples: that were taken, readable or not.
         problems: samples that could not be read, one line each.
     """
 
     paths: tuple[str, ...]
-    rows: NDArray[np.int64]
+    rows: tuple[int, ...]
+    samples: int
     problems: tuple[str, ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Indices of the samples that gave rows, in order."""
+        return tuple(dict.fromkeys(self.rows))
 
 
 def materialize(
@@ -148,7 +158,8 @@ def materialize(
     name: str,
     threads: int,
     max_rows: int,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    until_s: float = math.inf,
+    least_rows: int = 0,
 ) -> Materialized:
     """Write the model inputs of some samples as `.npy` files, in the order of the indices.
 
@@ -162,7 +173,8 @@ def materialize(
         name: first part of the file names.
         threads: files read at once.
         max_rows: stop after so many rows.
-        report: gets the samples done and their total.
+        until_s: of `time.monotonic()`, when no more samples are taken.
+        least_rows: that are taken however late it is.
 
     Raises:
         DataError: more than half of the samples cannot be read, or rows differ in shape.
@@ -184,9 +196,10 @@ def materialize(
     rows: list[int] = []
     problems: list[str] = []
     writers: list[_NpyWriter] = []
+    taken = 0
     try:
-        for position, (index, result) in enumerate(_map_ahead(read, indices, threads), 1):
-            report(position, len(indices))
+        for index, result in _map_ahead(read, indices, threads):
+            taken += 1
             if isinstance(result, DataError):
                 problems.append(str(result))
                 continue
@@ -198,18 +211,21 @@ def materialize(
                 for writer, array in zip(writers, arrays, strict=True):
                     writer.append(array, samples.items[index].path or f"{samples.source}[{index}]")
                 rows.append(index)
-            if len(rows) == max_rows:
+            if len(rows) == max_rows or (len(rows) >= least_rows and time.monotonic() > until_s):
                 break
     finally:
         for writer in writers:
             writer.close()
-    if not rows or len(problems) > len(indices) / 2:
+    if not rows or len(problems) > taken / 2:
         shown = " ".join(problems[:3])
         raise DataError(
-            samples.source, f"{len(problems)} of {len(indices)} samples cannot be read, for example: {shown}"
+            samples.source, f"{len(problems)} of {taken} samples cannot be read, for example: {shown}"
         )
     return Materialized(
-        tuple(str(writer.path) for writer in writers), np.array(rows, np.int64), tuple(problems)
+        paths=tuple(str(writer.path) for writer in writers),
+        rows=tuple(rows),
+        samples=taken,
+        problems=tuple(problems),
     )
 
 

@@ -254,6 +254,19 @@ def test_a_budget_that_is_used_up_still_ends_with_a_bundle(
     assert not (tmp_path / "cache").exists()
 
 
+def test_samples_that_the_budget_leaves_no_time_for_are_not_read(
+    tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "LEAST_PREPARED", 7)
+    model, reports = write_onnx(tmp_path / "model.onnx", batch=8), list[str]()
+    with small(model, x, tmp_path / "b.alula", budget=1e-3, report=reports.append) as bundle:
+        manifest = bundle.manifest
+    assert len(manifest.calibration) == len(manifest.validation) == manifest.accuracy.n == 7
+    assert not set(manifest.calibration) & set(manifest.validation)
+    for n, name in ((10, "calibration"), (20, "validation")):
+        assert f"the budget leaves time to read 7 of the {n} {name} samples" in reports
+
+
 def test_when_all_recipes_are_wrong_it_is_said_which_and_why(
     tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

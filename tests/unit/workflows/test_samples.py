@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import wave
 import weakref
 from pathlib import Path
@@ -25,7 +26,9 @@ def write_wav(path: Path, seconds: float, *, value: int = 1000) -> Path:
     return path
 
 
-def made(source: object, description: InputDescription, folder: Path, *, max_rows: int = 100) -> Materialized:
+def made(
+    source: object, description: InputDescription, folder: Path, *, max_rows: int = 100, **options: Any
+) -> Materialized:
     samples = open_samples(source)
     return materialize(
         samples,
@@ -35,6 +38,7 @@ def made(source: object, description: InputDescription, folder: Path, *, max_row
         name="part",
         threads=2,
         max_rows=max_rows,
+        **options,
     )
 
 
@@ -49,7 +53,7 @@ def recordings(tmp_path: Path) -> Path:
 
 def test_a_recording_gives_a_row_per_window(recordings: Path, tmp_path: Path) -> None:
     part = made(recordings, AUDIO, tmp_path)
-    assert part.rows.tolist() == [0, 1, 1, 1, 2]
+    assert part.rows == (0, 1, 1, 1, 2)
     assert part.problems == ()
     (path,) = part.paths
     values = np.load(path)
@@ -60,8 +64,16 @@ def test_a_recording_gives_a_row_per_window(recordings: Path, tmp_path: Path) ->
 
 def test_rows_end_at_the_limit(recordings: Path, tmp_path: Path) -> None:
     part = made(recordings, AUDIO, tmp_path, max_rows=3)
-    assert part.rows.tolist() == [0, 1, 1]
+    assert part.rows == (0, 1, 1)
     assert len(np.load(part.paths[0])) == 3
+
+
+def test_no_more_samples_are_taken_when_it_is_late_but_some_are(recordings: Path, tmp_path: Path) -> None:
+    part = made(recordings, AUDIO, tmp_path, until_s=0.0, least_rows=2)
+    assert (part.rows, part.read, part.samples) == ((0, 1, 1, 1), (0, 1), 2)  # a recording is taken whole
+    assert len(np.load(part.paths[0])) == 4
+    in_time = made(recordings, AUDIO, tmp_path, until_s=time.monotonic() + 600)
+    assert in_time.samples == 3
 
 
 def test_images(tmp_path: Path) -> None:
@@ -80,7 +92,7 @@ def test_arrays_are_cast_and_kept_in_order(tmp_path: Path, rng: np.random.Genera
     x = rng.normal(size=(50, 3, 2))
     part = made(x, ArrayInput(dtype="float32"), tmp_path)
     np.testing.assert_array_equal(np.load(part.paths[0]), x.astype(np.float32))
-    assert part.rows.tolist() == list(range(50))
+    assert part.rows == tuple(range(50))
 
 
 def test_several_inputs_are_written_side_by_side(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -95,7 +107,7 @@ def test_several_inputs_are_written_side_by_side(tmp_path: Path, rng: np.random.
 def test_corrupt_samples_are_left_out_and_reported(recordings: Path, tmp_path: Path) -> None:
     (recordings / "1.wav").write_bytes(b"")
     part = made(recordings, AUDIO, tmp_path)
-    assert part.rows.tolist() == [0, 2]
+    assert part.rows == (0, 2)
     (problem,) = part.problems
     assert problem == f"{recordings / '1.wav'}: the file is empty (0 bytes)."
 

@@ -192,6 +192,7 @@ def test_a_killed_search_is_continued_by_the_same_command(tmp_path: Path, x: np.
     optimize(model, x, **options, precisions=["fp32"], report=reports.append).close()
     assert "continuing the search that was interrupted" in reports
     assert "measuring the baseline" not in reports
+    assert not [text for text in reports if text.startswith("preparing")]
     assert not (tmp_path / "a.alula.search").exists()
     assert (output / "search.jsonl").read_bytes().startswith(left)
 
