@@ -3,9 +3,9 @@
 For each network the whole grid is measured: every recipe that can be made here, at every thread layout,
 every batch size and every knob that its engine declares. This takes hours; each figure is appended to the
 network's file in the folder of grids as it is known, and the same command goes on where it stopped. Then the
-search runs with its default budget. The leaders of the grid race for the title in interleaved rounds, and
-the search's winner meets the best of them in others. The search leaves out what cannot win by what it knows
-of others; what of that does not hold on the grid is said too.
+search runs with its default budget. The leaders of the grid are looked at in turns, the best of these race
+for the title in interleaved rounds, and the search's winner meets the best of them in others. The search
+leaves out what cannot win by what it knows of others; what of that does not hold on the grid is said too.
 
     python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
 
@@ -70,7 +70,9 @@ PROMISING = 0.5  # times the best so far: what is slower at first look needs no 
 ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
 ANCHORED_S = 20.0  # before the next look at the anchor
 ANCHOR_LOOKS = 5  # of which the middle one counts: one may have been disturbed
-# The best of many short looks may have been lucky: so many of the best race for the title.
+# The best of many short looks may have been lucky, and those of another half hour unlucky. So some of each
+# recipe are looked at in turns, and the best of these race for the title.
+HEATED, HEATED_PER_RECIPE, HEATS = 40, 3, 3
 LEADERS, LEADERS_ROUNDS, FINAL_ROUNDS = 16, 8, 15
 TIMEOUT_S = 900.0
 NEARLY = 1.05  # times as fast: what is believed to be equally fast may seem so in the best of short looks
@@ -136,8 +138,8 @@ def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, bool]:
 class Anchor:
     """One candidate that is looked at again and again, in a process of its own."""
 
-    def __init__(self, workshop: Workshop, timed: tuple[str, ...]) -> None:
-        self._workshop, self._timed = workshop, timed
+    def __init__(self, workshop: Workshop, timed: tuple[str, ...], candidate: Candidate) -> None:
+        self._workshop, self._timed, self._candidate = workshop, timed, candidate
         self._child: Child | None = None
         self._looks = deque[float](maxlen=ANCHOR_LOOKS)
         self._since_s = -math.inf
@@ -145,16 +147,20 @@ class Anchor:
     def per_s(self) -> float:
         """Return its speed of the last minute or two."""
         if time.monotonic() - self._since_s > ANCHORED_S:
-            if self._child is None:
-                self._child = self._workshop.child("anchor")
-                self._child.ask(load_request(self._workshop, ANCHOR), Loaded, timeout_s=TIMEOUT_S)
-            for _ in range(MOST_LOOKS):
-                per_s, calm = looked(self._child, self._timed)
-                if calm:
-                    break
-            self._looks.append(per_s)
+            self._looks.append(self.look())
             self._since_s = time.monotonic()
         return float(np.median(self._looks))
+
+    def look(self) -> float:
+        """Return its speed of now."""
+        if self._child is None:
+            self._child = self._workshop.child("anchor")
+            self._child.ask(load_request(self._workshop, self._candidate), Loaded, timeout_s=TIMEOUT_S)
+        for _ in range(MOST_LOOKS):
+            per_s, calm = looked(self._child, self._timed)
+            if calm:
+                break
+        return per_s
 
     def close(self) -> None:
         """End its process."""
@@ -178,7 +184,7 @@ class Grid:
     def __init__(self, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int) -> None:
         self._path, self._workshop = path, workshop
         self._timed, self._threads = timed, threads
-        self._anchor = Anchor(workshop, timed)
+        self._anchor = Anchor(workshop, timed, ANCHOR)
         entries = checked_grid(path)
         self._done = {entry.candidate for entry in entries if entry.settings is not None}
         self._gone = {entry.recipe for entry in entries if entry.settings is None}
@@ -312,6 +318,33 @@ def searched(
     return result, time.monotonic() - started_s
 
 
+def leaders(workshop: Workshop, ranked: Iterable[Candidate], timed: tuple[str, ...]) -> list[Candidate]:
+    """Return which of a grid may be the best, by looks in turns beside one of them.
+
+    Args:
+        workshop: has made all recipes.
+        ranked: candidates of the grid, the fastest there first.
+        timed: the samples.
+    """
+    chosen: list[Candidate] = []
+    for one in ranked:
+        if sum(other.recipe == one.recipe for other in chosen) < HEATED_PER_RECIPE:
+            chosen.append(one)
+    chosen = chosen[:HEATED]
+    scores: dict[Candidate, list[float]] = {one: [] for one in chosen}
+    with contextlib.closing(Anchor(workshop, timed, chosen[0])) as anchor:
+        for heat in range(HEATS):
+            for one in chosen if heat % 2 == 0 else reversed(chosen):
+                with contextlib.suppress(ChildError), workshop.child("heat") as child:
+                    child.ask(load_request(workshop, one), Loaded, timeout_s=TIMEOUT_S)
+                    before = anchor.look()
+                    per_s, _ = looked(child, timed)
+                    scores[one].append(2 * per_s / (before + anchor.look()))
+            output.say(f"looked at {len(chosen)} of the grid in turns, {heat + 1} of {HEATS}")
+    sound = [one for one in chosen if len(scores[one]) == HEATS]
+    return sorted(sound, key=lambda one: -float(np.median(scores[one])))[:LEADERS]
+
+
 def raced(
     workshop: Workshop, candidates: Iterable[Candidate], timed: tuple[str, ...], *, rounds: int
 ) -> dict[str, list[Round]]:
@@ -370,10 +403,10 @@ def measured(
         source, folder / "search", paths["timed"], paths["calibration"], options.budget
     )
     winner = result.finalists[0].accepted.candidate
-    leaders = [one.candidate for one in ranked[:LEADERS] if one.candidate is not None]
-    title = raced(workshop, leaders, paths["timed"], rounds=LEADERS_ROUNDS)
+    contenders = leaders(workshop, (one.candidate for one in ranked if one.candidate), paths["timed"])
+    title = raced(workshop, contenders, paths["timed"], rounds=LEADERS_ROUNDS)
     best = max(
-        (one for one in leaders if str(one) in title), key=lambda one: throughput(title[str(one)]).per_s
+        (one for one in contenders if str(one) in title), key=lambda one: throughput(title[str(one)]).per_s
     )
     if best == winner:
         share = "1, the same"

@@ -4,9 +4,10 @@ The strategy asks a `Field` for everything that costs time, and knows nothing of
 files: a test replaces the field by a simulated machine with drift, spikes and stolen time.
 
 Speeds are never compared across minutes. Each look at a candidate stands between two rounds of the
-*anchor*, one fixed candidate that stays loaded, and its score is the ratio of the two; in the race all
-contenders take turns. What disturbs a shared machine only ever slows things down, so the better of two looks
-is the truer one.
+*anchor*, one candidate that stays loaded, and its score is the ratio of the two; in the race all contenders
+take turns. The anchor is of the leaders' kind: a core that is shared with other guests may compute INT8 at
+half of its speed or at all of it, from second to second, while FP32 goes on as ever. For the same reason a
+look beside an anchor that changed its pace is taken again, and no single look is believed of what may win.
 
 Successive halving after Jamieson & Talwalkar 2016 (AISTATS 51); dropping a contender as soon as its interval
 lies below the leader's is racing after Maron & Moore 1994 (NIPS 6).
@@ -15,6 +16,7 @@ lies below the leader's is racing after Maron & Moore 1994 (NIPS 6).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 from collections import deque
@@ -40,6 +42,9 @@ _FEWEST = 3  # contenders
 NO_TIME = "the budget is used up"
 """Why a recipe was not tried that may have been worth it."""
 _CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
+_STEADY = 1.15  # the faster of the anchor's rounds beside a look over the slower: more is a disturbance
+_OTHER_KIND = 1.5  # times the anchor's speed: what disturbs the one need not disturb the other
+_MOST_LOOKS = 4  # at one candidate that may win
 
 
 class Field(Protocol):
@@ -123,6 +128,7 @@ class Effort:
         far: a recipe whose looks at some settings reach less than this share of the best of others at those
             gets no further ones.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
+        likely: share of the best score from which on a candidate is looked at until two looks agree.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
         contenders: at most so many start in the race.
@@ -138,6 +144,7 @@ class Effort:
     round_s: float = 0.6
     far: float = 0.4
     hopeless: float = 0.6
+    likely: float = 0.7
     promising: float = 0.85
     close: float = 0.9
     contenders: int = 6
@@ -210,10 +217,13 @@ class Strategy:
         self._started_s, self._deadline_s = self._clock.monotonic(), deadline_s
         self._after_s = after_s or _nothing
         left = [recipe for recipe in recipes if not self._know(recipe)]
+        if self._scores:
+            self._make_anchor(self.best_so_far()[0])
         while True:
             while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
                 pass
             self._look_closer()
+            self._look_until_sure()
             if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
                 break
         standings = self._race()
@@ -265,8 +275,6 @@ class Strategy:
         if known is None:
             return False
         self._scores |= known
-        if known and self._anchor is None:
-            self._anchor, self._anchor_score = next(iter(known.items()))
         return True
 
     def _take_next(self, left: list[Recipe]) -> bool:
@@ -384,6 +392,25 @@ class Strategy:
                 best = self._best_of(leader.recipe)
                 top = best if best is not None and best != top and self._scores[best] > before else None
 
+    def _look_until_sure(self) -> None:
+        """Look again at candidates that may win and of which no two looks agree."""
+        while True:
+            unsure = (
+                one
+                for one in self.best_so_far()
+                if self._scores[one] >= self._effort.likely * self._best() and not self._is_known(one)
+            )
+            candidate = next(unsure, None)
+            if candidate is None or self._is_late(self._field.loading_s(candidate)):
+                return
+            self._look([candidate])
+
+    def _is_known(self, candidate: Candidate) -> bool:
+        looks = sorted(self._looks.get(candidate, ()))
+        agree = any(more <= _AGREE * less for less, more in itertools.pairwise(looks))
+        # An earlier search tells no looks, only what came of them.
+        return agree or not looks or len(looks) >= _MOST_LOOKS
+
     def _was_tried(self, candidate: Candidate) -> bool:
         return candidate in self._scores or candidate in self._failed
 
@@ -431,17 +458,23 @@ class Strategy:
                     self._look_once(candidate)
             except EngineError:
                 self._lose(candidate)
+            else:
+                if self._scores[candidate] > max(leader_before, _OTHER_KIND * self._anchor_score):
+                    self._make_anchor(candidate)
 
     def _lose(self, candidate: Candidate) -> None:
         """Forget a candidate that failed, however well it did before."""
         self._failed.add(candidate)
         self._scores.pop(candidate, None)
         if candidate == self._anchor:
-            # The score of another keeps the unit of all scores; without another there are none.
-            self._anchor = next(iter(self.best_so_far()), None)
-            self._anchor_score = 1.0 if self._anchor is None else self._scores[self._anchor]
-            self._anchor_is_held = self._anchor_is_fresh = False
-            self._anchor_per_s.clear()
+            self._make_anchor(next(iter(self.best_so_far()), None))
+
+    def _make_anchor(self, candidate: Candidate | None) -> None:
+        """Measure beside another candidate from now on; its score keeps the unit of all scores."""
+        self._anchor = candidate
+        self._anchor_score = 1.0 if candidate is None else self._scores[candidate]
+        self._anchor_is_held = self._anchor_is_fresh = False
+        self._anchor_per_s.clear()
 
     def _is_sure(self, candidate: Candidate) -> bool:
         """Whether two looks at a candidate agree, or there were enough of them."""
@@ -471,7 +504,7 @@ class Strategy:
                 raise EngineError(f"{candidate} failed when it was measured again.")
             beside = list(self._anchor_per_s)[-2:]
             score = taken.per_s / max(beside) * self._anchor_score
-            calm = min(beside) >= self._calm_per_s()
+            calm = min(beside) >= max(self._calm_per_s(), max(beside) / _STEADY)
             # What is far behind whatever disturbed it need not be known well.
             far = score < self._effort.far * self._best() and not self._is_promising(candidate.recipe)
             if calm or far or not tries_left:
@@ -584,8 +617,15 @@ class Strategy:
         if not rates:
             return []
         leader = _leader(rates)
-        standings = [Standing(candidate=one, relative=_relative(rates[one], rates[leader])) for one in rates]
-        return sorted(standings, key=lambda one: -one.relative)
+        relative = {one: _relative(found, rates[leader]) for one, found in rates.items()}
+        ran_all = [one for one in rates if len(rates[one]) == len(rates[leader])]
+        # Who dropped out may have been ahead of this leader until then: by the luck of few laps.
+        behind = min(relative[one] for one in ran_all)
+        standings = [
+            Standing(candidate=one, relative=share if one in ran_all else min(share, behind))
+            for one, share in relative.items()
+        ]
+        return sorted(standings, key=lambda one: (-one.relative, one.candidate not in ran_all))
 
     def _still_in(self, alive: Sequence[Candidate], rates: dict[Candidate, list[float]]) -> list[Candidate]:
         """Return those that may still win: halved on the way, and none certainly slower than the leader."""

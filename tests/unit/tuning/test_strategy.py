@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import pytest
@@ -30,16 +30,24 @@ RECIPES = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """What a shared machine does to a measurement; all of it only slows things down."""
+    """What a shared machine does to a measurement.
+
+    All of it slows things down, but for one: `alone` of the time INT8 has to itself what it shares with other
+    guests of the core else, for seconds, and is up to twice as fast. FP32 does not notice. So it was seen on
+    a virtual machine whose two CPUs have the matrix unit (AMX) of a core that others use too.
+    """
 
     jitter: float = 0.015
     drift: float = 0.0
     spikes: float = 0.0
     stolen: float = 0.0
+    alone: float = 0.0
 
 
 QUIET = Noise()
 NOISY = Noise(jitter=0.02, drift=0.3, spikes=0.06, stolen=0.15)
+SHARED = dataclasses.replace(NOISY, alone=0.25)
+ALONE_S = 2.0
 
 
 class SimulatedField:
@@ -51,6 +59,7 @@ class SimulatedField:
         self.period_s = self.chance.uniform(60, 400)
         self.phase = self.chance.uniform(0, 2 * math.pi)
         self.stolen_until_s, self.next_theft_s = 0.0, self.chance.expovariate(1 / 40)
+        self.alone_until_s, self.next_alone_s, self.gain = 0.0, 0.0, 1.0
         self.bad: set[Recipe] = {one for one in RECIPES if self.chance.random() < 0.15}
         self.broken: set[Candidate] = set()
         self.wrong_at_once: set[Recipe] = set()
@@ -143,9 +152,24 @@ class SimulatedField:
         if self.chance.random() < self.noise.spikes:
             slow *= self.chance.uniform(1.1, 3.0)
         slow *= math.exp(abs(self.chance.gauss(0, self.noise.jitter)))
+        if self.noise.alone and candidate.recipe.precision == "int8":
+            slow /= self._mean_gain(now_s, seconds)
         per_s = self.truth[candidate] / slow
         self.clock.advance(seconds)
         return Round(samples=round(1e6 * seconds * per_s), wall_s=1e6 * seconds, calls=(seconds,))
+
+    def _mean_gain(self, from_s: float, seconds: float, parts: int = 8) -> float:
+        """Return how much faster INT8 was in a time, part of which it may have been alone."""
+        total = 0.0
+        for part in range(parts):
+            now_s = from_s + seconds * part / parts
+            while now_s > self.next_alone_s:
+                self.alone_until_s = self.next_alone_s + self.chance.expovariate(1 / ALONE_S)
+                others_s = ALONE_S * (1 - self.noise.alone) / self.noise.alone
+                self.next_alone_s = self.alone_until_s + self.chance.expovariate(1 / others_s)
+                self.gain = self.chance.uniform(1.2, 1.9)
+            total += self.gain if now_s < self.alone_until_s else 1.0
+        return total / parts
 
     def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
         self.scores[candidate] = score
@@ -176,17 +200,36 @@ def searched(
     return field, Strategy(field, clock=clock).run(RECIPES, deadline_s=budget_s)
 
 
+def share_within_3_percent(found: Iterable[tuple[SimulatedField, tuple[Standing, ...]]]) -> float:
+    gaps = [1 - field.truth[standings[0].candidate] / field.best() for field, standings in found]
+    return sum(gap <= 0.03 for gap in gaps) / len(gaps)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "name"), [(NOISY, "noisy"), (QUIET, "quiet")])
-def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches(
-    noise: Noise, name: str
-) -> None:
-    gaps = []
-    for seed in range(500):
-        field, standings = searched(seed, noise)
-        gaps.append(1 - field.truth[standings[0].candidate] / field.best())
-    good = sum(gap <= 0.03 for gap in gaps) / len(gaps)
-    assert good >= 0.95, f"{name}: {good:.1%} within 3 %; worst {max(gaps):.1%}"
+@pytest.mark.parametrize("noise", [NOISY, QUIET], ids=["noisy", "quiet"])
+def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches(noise: Noise) -> None:
+    assert share_within_3_percent(searched(seed, noise) for seed in range(500)) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_same_where_int8_is_disturbed_otherwise_than_fp32_which_comes_first() -> None:
+    """Five times as fast, and what disturbs the first anchor is not what disturbs those that may win.
+
+    Nine of ten: with an anchor that stays what it was at first, they are six.
+    """
+    in_fp32, quantized = (
+        tuple(one for one in RECIPES if (one.precision == "fp32") == is_fp32) for is_fp32 in (True, False)
+    )
+
+    def found(seed: int) -> tuple[SimulatedField, tuple[Standing, ...]]:
+        clock = ScriptedClock()
+        field = SimulatedField(seed, SHARED, clock)
+        for one in field.truth:
+            field.truth[one] *= 5 if one.recipe in quantized else 1
+        recipes = (*in_fp32[:2], *quantized, *in_fp32[2:])
+        return field, Strategy(field, clock=clock).run(recipes, deadline_s=600)
+
+    assert share_within_3_percent(found(seed) for seed in range(300)) >= 0.9
 
 
 def test_it_measures_a_small_part_of_all_candidates() -> None:
@@ -202,6 +245,27 @@ def test_only_accepted_recipes_are_returned_and_the_winner_leads() -> None:
             (one.relative for one in standings), reverse=True
         )
         assert not {one.candidate.recipe for one in standings} & field.bad
+
+
+def test_what_dropped_out_of_the_race_does_not_win_it() -> None:
+    """By the luck of its first laps it may be ahead of who leads at the end."""
+    first, second, third = (Candidate(recipe, Settings()) for recipe in RECIPES[:3])
+    # The second is dropped behind the first, which is lost then; the third was disturbed until that.
+    speeds = {first: [100.0] * 4, second: [98.0] * 4, third: [100.0, 70.0, 70.0, 70.0, 120.0]}
+
+    class Scripted(SimulatedField):
+        def measure(self, candidate: Candidate, seconds: float) -> Round:
+            if not speeds[candidate]:
+                raise EngineError("broken")
+            per_s = speeds[candidate].pop(0)
+            return Round(samples=round(1e6 * seconds * per_s), wall_s=1e6 * seconds, calls=(seconds,))
+
+    clock = ScriptedClock()
+    strategy = Strategy(Scripted(0, QUIET, clock), clock=clock)
+    strategy._deadline_s = math.inf
+    standings = strategy._raced([first, second, third])
+    assert [one.candidate for one in standings] == [third, second]
+    assert standings[1].relative <= 1.0
 
 
 def test_nothing_accepted_is_nothing_returned() -> None:
@@ -436,7 +500,7 @@ class MortalField(SimulatedField):
         return super().measure(candidate, seconds)
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5])
 def test_what_fails_after_good_rounds_cannot_win_any_more(rounds: int) -> None:
     for seed in range(5):
         winner = searched(seed, QUIET)[1][0].candidate
