@@ -5,7 +5,7 @@ every batch size and every knob that its engine declares. This takes hours; each
 network's file in the folder of grids as it is known, and the same command goes on where it stopped. Then the
 search runs with its default budget. The leaders of the grid are looked at in turns, the best of these race
 for the title in interleaved rounds, and the search's winner meets the best of them in others. The search
-leaves out what cannot win by what it knows of others; what of that does not hold on the grid is said too.
+leaves out what cannot win by what it knows of others; what of that does not hold in those looks is said too.
 
     python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
 
@@ -25,7 +25,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -272,13 +272,15 @@ class Grid:
         output.say(f"  {entry.candidate or entry.recipe}: {entry.per_s or entry.error}")
 
 
-def beyond_their_bounds(entries: Iterable[Entry]) -> list[str]:
-    """Return the recipes that are faster in the grid than the search would believe of them, in words."""
+def beyond_their_bounds(scores: dict[Candidate, float]) -> list[str]:
+    """Return the recipes that are faster than the search would believe of them, in words.
+
+    Args:
+        scores: of candidates that were looked at in turns; figures of other hours say nothing of it.
+    """
     best: dict[Recipe, float] = {}
-    for entry in entries:
-        if entry.relative:
-            recipe = Recipe.parse(entry.recipe)
-            best[recipe] = max(entry.relative, best.get(recipe, 0.0))
+    for one, score in scores.items():
+        best[one.recipe] = max(score, best.get(one.recipe, 0.0))
     found = []
     for recipe, speed in best.items():
         bound = speed_bound(recipe, {one: known for one, known in best.items() if one != recipe})
@@ -318,19 +320,21 @@ def searched(
     return result, time.monotonic() - started_s
 
 
-def leaders(workshop: Workshop, ranked: Iterable[Candidate], timed: tuple[str, ...]) -> list[Candidate]:
-    """Return which of a grid may be the best, by looks in turns beside one of them.
+def contested(ranked: Iterable[Candidate]) -> list[Candidate]:
+    """Return which of a grid may be the best: some of each recipe.
 
     Args:
-        workshop: has made all recipes.
-        ranked: candidates of the grid, the fastest there first.
-        timed: the samples.
+        ranked: candidates, the fastest in the grid first.
     """
     chosen: list[Candidate] = []
     for one in ranked:
         if sum(other.recipe == one.recipe for other in chosen) < HEATED_PER_RECIPE:
             chosen.append(one)
-    chosen = chosen[:HEATED]
+    return chosen[:HEATED]
+
+
+def heated(workshop: Workshop, chosen: Sequence[Candidate], timed: tuple[str, ...]) -> dict[Candidate, float]:
+    """Return the speeds of candidates by looks in turns, beside one of them."""
     scores: dict[Candidate, list[float]] = {one: [] for one in chosen}
     with contextlib.closing(Anchor(workshop, timed, chosen[0])) as anchor:
         for heat in range(HEATS):
@@ -341,8 +345,7 @@ def leaders(workshop: Workshop, ranked: Iterable[Candidate], timed: tuple[str, .
                     per_s, _ = looked(child, timed)
                     scores[one].append(2 * per_s / (before + anchor.look()))
             output.say(f"looked at {len(chosen)} of the grid in turns, {heat + 1} of {HEATS}")
-    sound = [one for one in chosen if len(scores[one]) == HEATS]
-    return sorted(sound, key=lambda one: -float(np.median(scores[one])))[:LEADERS]
+    return {one: float(np.median(found)) for one, found in scores.items() if len(found) == HEATS}
 
 
 def raced(
@@ -403,8 +406,12 @@ def measured(
         source, folder / "search", paths["timed"], paths["calibration"], options.budget
     )
     winner = result.finalists[0].accepted.candidate
+    chosen = contested(one.candidate for one in ranked if one.candidate)
+    for one in chosen:
+        workshop.artifact(one.recipe)  # made again where the grid was measured by an earlier run
     heats_s = -time.monotonic()
-    contenders = leaders(workshop, (one.candidate for one in ranked if one.candidate), paths["timed"])
+    scores = heated(workshop, chosen, paths["timed"])
+    contenders = sorted(scores, key=lambda one: -scores[one])[:LEADERS]
     title = raced(workshop, contenders, paths["timed"], rounds=LEADERS_ROUNDS)
     best = max(
         (one for one in contenders if str(one) in title), key=lambda one: throughput(title[str(one)]).per_s
@@ -429,7 +436,7 @@ def measured(
         f"{search_s / 60:.1f}",
         f"{search_s / grid_s:.1%}",
     )
-    return row, [f"- {model}: {line}." for line in beyond_their_bounds(entries)]
+    return row, [f"- {model}: {line}." for line in beyond_their_bounds(scores)]
 
 
 def main() -> None:
@@ -455,7 +462,9 @@ def main() -> None:
         *("model", "candidates", "best of the grid", "the search's winner", "winner / best (95 %)"),
         *("grid, minutes", "search, minutes", "share of the time"),
     )
-    limits = "\n".join(remarks) or "All that `alula.tuning.kinship` believes holds on these grids."
+    limits = (
+        "\n".join(remarks) or "All that `alula.tuning.kinship` believes holds of those looked at in turns."
+    )
     output.publish(f"{output.table(header, rows, left=5)}\n\n{limits}", markdown=options.markdown)
 
 
