@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/alula demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --durations 20 --durations-min 20
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -128,7 +128,8 @@ class Effort:
         far: a recipe whose looks at some settings reach less than this share of the best of others at those
             gets no further ones.
         hopeless: a recipe whose first looks reach less than this share of the best gets no more.
-        likely: share of the best score from which on a candidate is looked at until two looks agree.
+        likely: share of the best score from which on the best candidates, twice as many as start in the race,
+            are looked at until two looks agree.
         promising: share of the best score from which on a recipe gets closer looks.
         close: share of the best score from which on a candidate gets into the race.
         contenders: at most so many start in the race.
@@ -397,7 +398,7 @@ class Strategy:
         while True:
             unsure = (
                 one
-                for one in self.best_so_far()
+                for one in self.best_so_far()[: 2 * self._effort.contenders]
                 if self._scores[one] >= self._effort.likely * self._best() and not self._is_known(one)
             )
             candidate = next(unsure, None)

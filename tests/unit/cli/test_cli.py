@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SONGS, write_audio_bundle, write_images, write_wav
+from quick import take_looks_as_they_are
 from tiny import FEATURES, write_onnx
 
 from alula import __version__
@@ -103,6 +104,7 @@ def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that are good for nothing but that there are some."""
     short = functools.partial(SearchPlan, round_s=0.02, final_rounds=6)
     monkeypatch.setattr(optimization, "SearchPlan", short)
+    take_looks_as_they_are(monkeypatch)
 
 
 def failed(ended: Ended, code: int) -> str:

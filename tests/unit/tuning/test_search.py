@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from quick import take_looks_as_they_are
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.accuracy import metric_named
@@ -63,11 +64,12 @@ def run(plan: SearchPlan, **options: Any) -> Found:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, rng: np.random.Generator) -> SearchPlan:
+def plan(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> SearchPlan:
     """A search over the fake engine and ONNX Runtime, on an ONNX file that both compute alike.
 
     The batch axis is fixed, so that there is one setting to measure.
     """
+    take_looks_as_they_are(monkeypatch)
     workdir = tmp_path / "search"
     workdir.mkdir()
     x = rng.normal(size=(N, FEATURES)).astype(np.float32)

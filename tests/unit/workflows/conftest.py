@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from bundles import COLOUR_IMAGES, COLOURS, write_audio_bundle, write_images
+from quick import take_looks_as_they_are
 from tiny import write_factory
 
 from alula.core import Outcome
@@ -21,6 +22,7 @@ def short_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimization, "SearchPlan", functools.partial(SearchPlan, round_s=0.02, final_rounds=6))
         patch.setattr(optimization, "FOLDER_SECONDS", 0.2)
+        take_looks_as_they_are(patch)
         yield
 
 
