@@ -225,5 +225,6 @@ class _Activations:
                 values.clear()
 
     def _compute(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        values = self._session.run(self._inside, dict(inputs))
+        # Without names the session computes all its outputs, of which there are none.
+        values = self._session.run(self._inside, dict(inputs)) if self._inside else []
         return dict(zip(self._inside, values, strict=True)) | {name: inputs[name] for name in self._given}

@@ -67,6 +67,15 @@ def ranges_of(
     )
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_of_a_model_only_the_input_may_be_unknown(method: Method, rng: np.random.Generator) -> None:
+    """As after a scope that left the first layer in float."""
+    samples = images(rng, 13)
+    model = elementwise(2.0)
+    found = calibrated_ranges(model, ("x",), lambda: [(samples,)], signature=SIGNATURE, method=method)
+    assert found == {"x": (float(samples.min()), float(samples.max()))}
+
+
 def test_minmax_is_exact(rng: np.random.Generator) -> None:
     samples = images(rng, 13)
     low, high = float(samples.min()), float(samples.max())
