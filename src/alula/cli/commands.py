@@ -561,7 +561,7 @@ def inspect(screen: Screen, bundle: Path) -> None:
 @click.option(
     "-o", "--output", type=FOLDER, default=Path("demo-output"), show_default=True, help="Where files go."
 )
-@click.option("--budget", default="3m", show_default=True, help="Time for everything.")
+@click.option("--budget", default="3m", show_default=True, help="Time for the search.")
 @command_options
 def demo(screen: Screen, output: Path, budget: str) -> None:
     """Go the whole way on a built-in example: synthesised birds, nothing to download."""
@@ -569,6 +569,6 @@ def demo(screen: Screen, output: Path, budget: str) -> None:
     from alula.cli.render import draw_demo
     from alula.demo.run import run_demo
 
-    with search_progress(screen, budget=budget) as progress:
+    with search_progress(screen) as progress:
         result = run_demo(output, budget=budget, report=progress.report, on_outcome=progress.outcome)
     screen.result(result, lambda console: draw_demo(console, result))

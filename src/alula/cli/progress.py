@@ -93,18 +93,19 @@ class _TimeLeft(ProgressColumn):
 
 
 @contextmanager
-def search_progress(screen: Screen, *, budget: str) -> Iterator[SearchProgress]:
-    """Give what shows a search of this budget, such as `10m`.
+def search_progress(screen: Screen, *, budget: str | None = None) -> Iterator[SearchProgress]:
+    """Give what shows a search of this budget, such as `10m`; None where other work comes with it.
 
     Raises:
         UsageError: the budget is no time.
     """
-    budget_s = parse_duration_s(budget)
+    budget_s = None if budget is None else parse_duration_s(budget)
     if screen.quiet or not screen.err.is_terminal:
         yield SearchProgress(screen, budget_s=budget_s)
         return
     text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
-    columns = (SpinnerColumn(), text, _TimeLeft(budget_s))
+    left = () if budget_s is None else (_TimeLeft(budget_s),)
+    columns = (SpinnerColumn(), text, *left)
     with Bar(*columns, console=screen.err, transient=True, expand=True, refresh_per_second=1) as live:
         yield SearchProgress(screen, budget_s=budget_s, live=live)
 
