@@ -9,6 +9,8 @@ leaves out what cannot win by what it knows of others; what of that does not hol
 
     python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
 
+Times at which the hypervisor gives the CPUs to others are waited out, and are no part of what the grid takes.
+
 The first line of a grid tells the machine and the versions that it is of; on another machine, or with other
 versions, name another folder.
 
@@ -65,6 +67,9 @@ LOOKS = 2
 MOST_LOOKS = 6  # until so many were undisturbed
 LOOK_S = 0.5
 STOLEN = 0.02  # of the time of all CPUs: a look that the hypervisor took more of is disturbed
+CALM_LOOKS = 3  # of the anchor, one after the other: then the disturbance is over
+WAIT_S = 20.0  # between them and the next try
+PATIENCE_S = 1800.0  # then it goes on as it can: there are machines that are never calm
 PROMISING = 0.5  # times the best so far: what is slower at first look needs no other
 # What every figure is divided by: machines drift, within hours by more than recipes differ.
 ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
@@ -143,6 +148,7 @@ class Anchor:
         self._child: Child | None = None
         self._looks = deque[float](maxlen=ANCHOR_LOOKS)
         self._since_s = -math.inf
+        self.waited_s = 0.0
 
     def per_s(self) -> float:
         """Return its speed of the last minute or two."""
@@ -152,15 +158,28 @@ class Anchor:
         return float(np.median(self._looks))
 
     def look(self) -> float:
-        """Return its speed of now."""
+        """Return its speed of now, or of when nothing disturbs it any more."""
+        per_s, calm = looked(self._loaded(), self._timed)
+        if calm:
+            return per_s
+        self.wait_until_calm()
+        return looked(self._loaded(), self._timed)[0]
+
+    def wait_until_calm(self) -> None:
+        """Return when nothing disturbs its looks any more; what that takes is added to `waited_s`."""
+        started_s = time.monotonic()
+        while not all(looked(self._loaded(), self._timed)[1] for _ in range(CALM_LOOKS)):
+            if time.monotonic() - started_s > PATIENCE_S:
+                break
+            output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
+            time.sleep(WAIT_S)
+        self.waited_s += time.monotonic() - started_s
+
+    def _loaded(self) -> Child:
         if self._child is None:
             self._child = self._workshop.child("anchor")
             self._child.ask(load_request(self._workshop, self._candidate), Loaded, timeout_s=TIMEOUT_S)
-        for _ in range(MOST_LOOKS):
-            per_s, calm = looked(self._child, self._timed)
-            if calm:
-                break
-        return per_s
+        return self._child
 
     def close(self) -> None:
         """End its process."""
@@ -176,6 +195,14 @@ def load_request(workshop: Workshop, candidate: Candidate) -> LoadRequest:
         signature=workshop.signature,
         settings=candidate.settings,
     )
+
+
+def wait_until_calm(workshop: Workshop, timed: tuple[str, ...]) -> float:
+    """Return how long it took until nothing disturbed this machine, in seconds."""
+    started_s = time.monotonic()
+    with contextlib.closing(Anchor(workshop, timed, ANCHOR)) as anchor:
+        anchor.wait_until_calm()
+    return time.monotonic() - started_s
 
 
 class Grid:
@@ -211,6 +238,7 @@ class Grid:
         missing = [one for one in self.settings(recipe) if Candidate(recipe, one) not in self._done]
         if recipe.name in self._gone or not missing:
             return
+        self._anchor.wait_until_calm()
         started_s = time.monotonic()
         try:
             self._workshop.artifact(recipe)
@@ -223,7 +251,7 @@ class Grid:
         with children:
             child: Child | None = None
             for settings in missing:
-                best, relative, failure = None, None, None
+                best, relative, failure, lost_s = None, None, None, 0.0
                 request = load_request(self._workshop, Candidate(recipe, settings))
                 pause_s = time.monotonic()
                 anchor_per_s = self._anchor.per_s()
@@ -231,13 +259,13 @@ class Grid:
                 try:
                     child = child or children.enter_context(self._workshop.child("grid"))
                     child.ask(request, Loaded, timeout_s=TIMEOUT_S)
-                    best = self._look(child, anchor_per_s)
+                    best, lost_s = self._look(child, anchor_per_s)
                     relative = best / anchor_per_s
                     self._best = max(self._best, relative)
                 except ChildError as error:
                     failure, child = str(error), None
                     children.close()
-                seconds = time.monotonic() - started_s
+                seconds = time.monotonic() - started_s - lost_s
                 started_s = time.monotonic()
                 self._append(
                     Entry(
@@ -250,20 +278,25 @@ class Grid:
                     )
                 )
 
-    def _look(self, child: Child, anchor_per_s: float) -> float:
-        """Return the speed of what a child has loaded: the best of a few looks, or of one if far behind.
+    def _look(self, child: Child, anchor_per_s: float) -> tuple[float, float]:
+        """Return the speed of what a child has loaded, and the seconds that were lost to others.
 
-        A disturbed look does not count as one of them, up to a limit.
+        The speed is the best of a few looks, or of one if far behind. A disturbed look does not count as one
+        of them, up to a limit.
         """
-        best, calm_looks = 0.0, 0
+        best, calm_looks, lost_s = 0.0, 0, 0.0
         for _ in range(MOST_LOOKS):
+            started_s = time.monotonic()
             per_s, calm = looked(child, self._timed)
             best = max(best, per_s)
             calm_looks += calm
+            if not calm:
+                self._anchor.wait_until_calm()
+                lost_s += time.monotonic() - started_s
             far_behind = best < PROMISING * self._best * anchor_per_s
             if calm_looks >= (1 if far_behind else LOOKS):
                 break
-        return best
+        return best, lost_s
 
     def _append(self, entry: Entry) -> None:
         entry = msgspec.structs.replace(entry, seconds=round(entry.seconds, 2))
@@ -296,8 +329,8 @@ def beyond_their_bounds(scores: dict[Candidate, float]) -> list[str]:
 
 def searched(
     source: Source, workdir: Path, timed: tuple[str, ...], calibration: tuple[str, ...], budget_s: float
-) -> tuple[SearchResult, float]:
-    """Return what the search finds, and the seconds that it takes."""
+) -> tuple[SearchResult, float, float]:
+    """Return what the search finds, the seconds that it takes, and the share of them that others had."""
     machine = fingerprint()
     workdir.mkdir()
     plan = SearchPlan(
@@ -315,9 +348,10 @@ def searched(
         closing_s=0.0,
         memory_limit_bytes=int(0.8 * read_memory().available_bytes),
     )
-    started_s = time.monotonic()
+    before, started_s = take_snapshot(), time.monotonic()
     result = search(plan, journal=Journal(workdir / "search.jsonl"), report=output.say)
-    return result, time.monotonic() - started_s
+    seconds, after = time.monotonic() - started_s, take_snapshot()
+    return result, seconds, (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
 
 
 def contested(ranked: Iterable[Candidate]) -> list[Candidate]:
@@ -333,8 +367,10 @@ def contested(ranked: Iterable[Candidate]) -> list[Candidate]:
     return chosen[:HEATED]
 
 
-def heated(workshop: Workshop, chosen: Sequence[Candidate], timed: tuple[str, ...]) -> dict[Candidate, float]:
-    """Return the speeds of candidates by looks in turns, beside one of them."""
+def heated(
+    workshop: Workshop, chosen: Sequence[Candidate], timed: tuple[str, ...]
+) -> tuple[dict[Candidate, float], float]:
+    """Return the speeds of candidates by looks in turns, beside one of them, and the seconds waited."""
     scores: dict[Candidate, list[float]] = {one: [] for one in chosen}
     with contextlib.closing(Anchor(workshop, timed, chosen[0])) as anchor:
         for heat in range(HEATS):
@@ -342,10 +378,14 @@ def heated(workshop: Workshop, chosen: Sequence[Candidate], timed: tuple[str, ..
                 with contextlib.suppress(ChildError), workshop.child("heat") as child:
                     child.ask(load_request(workshop, one), Loaded, timeout_s=TIMEOUT_S)
                     before = anchor.look()
-                    per_s, _ = looked(child, timed)
+                    per_s, calm = looked(child, timed)
+                    if not calm:
+                        anchor.wait_until_calm()
+                        per_s, _ = looked(child, timed)
                     scores[one].append(2 * per_s / (before + anchor.look()))
             output.say(f"looked at {len(chosen)} of the grid in turns, {heat + 1} of {HEATS}")
-    return {one: float(np.median(found)) for one, found in scores.items() if len(found) == HEATS}
+    medians = {one: float(np.median(found)) for one, found in scores.items() if len(found) == HEATS}
+    return medians, anchor.waited_s
 
 
 def raced(
@@ -402,21 +442,23 @@ def measured(
         (one for one in entries if one.relative and one.candidate), key=lambda one: -(one.relative or 0)
     )
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled-by-the-search")
-    result, search_s = searched(
+    wait_until_calm(workshop, paths["timed"])
+    result, search_s, stolen = searched(
         source, folder / "search", paths["timed"], paths["calibration"], options.budget
     )
     winner = result.finalists[0].accepted.candidate
     chosen = contested(one.candidate for one in ranked if one.candidate)
     for one in chosen:
         workshop.artifact(one.recipe)  # made again where the grid was measured by an earlier run
-    heats_s = -time.monotonic()
-    scores = heated(workshop, chosen, paths["timed"])
+    started_s = time.monotonic()
+    scores, waited_s = heated(workshop, chosen, paths["timed"])
     contenders = sorted(scores, key=lambda one: -scores[one])[:LEADERS]
+    waited_s += wait_until_calm(workshop, paths["timed"])
     title = raced(workshop, contenders, paths["timed"], rounds=LEADERS_ROUNDS)
     best = max(
         (one for one in contenders if str(one) in title), key=lambda one: throughput(title[str(one)]).per_s
     )
-    heats_s += time.monotonic()
+    heats_s = time.monotonic() - started_s - waited_s
     if best == winner:
         share = "1, the same"
     else:  # in rounds of their own: the best of many in one race was lucky there
@@ -436,7 +478,10 @@ def measured(
         f"{search_s / 60:.1f}",
         f"{search_s / grid_s:.1%}",
     )
-    return row, [f"- {model}: {line}." for line in beyond_their_bounds(scores)]
+    remarks = beyond_their_bounds(scores)
+    if stolen > STOLEN:
+        remarks.append(f"the hypervisor gave {stolen:.0%} of the CPUs' time to others during the search")
+    return row, [f"- {model}: {line}." for line in remarks]
 
 
 def main() -> None:

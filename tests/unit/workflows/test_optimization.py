@@ -41,8 +41,8 @@ def x(rng: np.random.Generator) -> np.ndarray:
 
 
 def small(model: Any, data: Any, output: Path, **options: Any) -> Bundle:
-    """Optimize over one engine and one setting or two."""
-    return optimize(model, data, output=output, threads=1, **{"engines": ["fake"], **options})
+    """Optimize over one engine, and over as few settings as there are seconds for."""
+    return optimize(model, data, output=output, threads=1, **{"engines": ["fake"], "budget": "6s", **options})
 
 
 def test_the_bundle_says_what_was_found(optimized: SimpleNamespace) -> None:
