@@ -65,7 +65,7 @@ LAYOUTS = tuple(
     Settings(threads=threads, instances=instances, batch_size=BATCH_SIZE)
     for threads, instances in ((1, 1), (1, 2), (2, 1))
 )
-# Inductor compiles for a quarter of a minute per layout, and what it does with them is the same for each variant.
+# Inductor compiles for a quarter of a minute per layout; what it does with them is the same in each variant.
 INDUCTOR_IN_EACH_LAYOUT = ("inductor/fp32", "inductor/int8-pt2e")
 Spoil = Callable[[Path], None]
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "exported", "torchscript", "openvino")
