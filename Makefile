@@ -12,8 +12,10 @@ export PYTHONPATH := $(CURDIR)/tests/support$(if $(PYTHONPATH),:$(PYTHONPATH))
 demo: $(STAMP)
 	$(BIN)/alula demo
 
+# A file's tests run in one process: what they share is made once.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --durations 20 --durations-min 20
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--durations 20 --durations-min 20
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

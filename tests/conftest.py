@@ -28,15 +28,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that distributes them looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, where tests run in several processes, what shares fixtures that take long to make."""
-    for item in items:
-        case = getattr(item, "callspec", None)
-        recipe = case.params.get("recipe", "") if case else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}:{recipe}"))
-
-
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
