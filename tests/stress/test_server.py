@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from tiny import write_linear_onnx
 
 from alula.bundle import read_measurements
+from alula.hardware import take_snapshot
 from alula.workflows import optimize
 
 REPLAY = Path(__file__).resolve().parents[2] / "benchmarks" / "replay.py"
@@ -39,6 +41,7 @@ def test_a_promised_rate_is_served_again(tmp_path: Path, rng: np.random.Generato
     assert found.finalists[0].rate_per_s == found.server.per_s
     assert [one.purpose for one in found.server.trials][-1] == "confirmation"
     assert any(text.startswith("looking for the highest rate of onnxruntime/fp32") for text in reports)
+    before, started_s = take_snapshot(), time.monotonic()
     done = subprocess.run(
         [sys.executable, str(REPLAY), str(tmp_path / "a.alula"), "--seconds", str(SECONDS)],
         stdout=subprocess.PIPE,
@@ -50,5 +53,8 @@ def test_a_promised_rate_is_served_again(tmp_path: Path, rng: np.random.Generato
     # Every query was served. Within five standard deviations of a Poisson process they are as many as said.
     expected = found.server.per_s * SECONDS
     assert again["queries"] == pytest.approx(expected, abs=5 * expected**0.5 + 1)
-    # Other tests may run beside this one: a queue that grew would miss the limit by far more than this.
-    assert again["p99_s"] < 4 * LIMIT_S
+    # Other tests may run beside this one: a queue that grew would miss the limit by far more than this. Where
+    # the hypervisor gives the CPUs to others, no rate can be held.
+    seconds, after = time.monotonic() - started_s, take_snapshot()
+    if after.stolen_s - before.stolen_s <= 0.05 * seconds * after.cpus:
+        assert again["p99_s"] < 4 * LIMIT_S

@@ -133,7 +133,7 @@ def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., N
     [
         ("error", r"The fake engine failed, as its script says\."),
         ("exit", r"The process ended with exit code 41\."),
-        ("hang", r"Stopped: no answer within 3 s\."),
+        ("hang", r"Stopped: no answer within 8 s\."),
         ("memory", r"Stopped: it used \d+\.\d GiB of memory; allowed were 0\.8 GiB\."),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_recipe_that_breaks_costs_one_line(
     script(fault=fault, fault_at=place)
     plan = replace(
         plan,
-        timeout_s=3.0 if fault == "hang" else plan.timeout_s,
+        timeout_s=8.0 if fault == "hang" else plan.timeout_s,
         memory_limit_bytes=int(0.8 * 2**30) if fault == "memory" else plan.memory_limit_bytes,
     )
     found = run(plan)
