@@ -159,11 +159,15 @@ class Anchor:
 
     def look(self) -> float:
         """Return its speed of now, or of when nothing disturbs it any more."""
-        per_s, calm = looked(self._loaded(), self._timed)
+        return self.look_at(self._loaded())
+
+    def look_at(self, child: Child) -> float:
+        """Return the speed of what a child has loaded; where the look was disturbed, that of a later one."""
+        per_s, calm = looked(child, self._timed)
         if calm:
             return per_s
         self.wait_until_calm()
-        return looked(self._loaded(), self._timed)[0]
+        return looked(child, self._timed)[0]
 
     def wait_until_calm(self) -> None:
         """Return when nothing disturbs its looks any more; what that takes is added to `waited_s`."""
@@ -172,7 +176,7 @@ class Anchor:
             if time.monotonic() - started_s > PATIENCE_S:
                 break
             output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
-            time.sleep(WAIT_S)
+            time.sleep(WAIT_S)  # nothing tells when others leave, and only who computes sees what is stolen
         self.waited_s += time.monotonic() - started_s
 
     def _loaded(self) -> Child:
@@ -378,10 +382,7 @@ def heated(
                 with contextlib.suppress(ChildError), workshop.child("heat") as child:
                     child.ask(load_request(workshop, one), Loaded, timeout_s=TIMEOUT_S)
                     before = anchor.look()
-                    per_s, calm = looked(child, timed)
-                    if not calm:
-                        anchor.wait_until_calm()
-                        per_s, _ = looked(child, timed)
+                    per_s = anchor.look_at(child)
                     scores[one].append(2 * per_s / (before + anchor.look()))
             output.say(f"looked at {len(chosen)} of the grid in turns, {heat + 1} of {HEATS}")
     medians = {one: float(np.median(found)) for one, found in scores.items() if len(found) == HEATS}

@@ -53,8 +53,9 @@ def test_a_promised_rate_is_served_again(tmp_path: Path, rng: np.random.Generato
     # Every query was served. Within five standard deviations of a Poisson process they are as many as said.
     expected = found.server.per_s * SECONDS
     assert again["queries"] == pytest.approx(expected, abs=5 * expected**0.5 + 1)
-    # Other tests may run beside this one: a queue that grew would miss the limit by far more than this. Where
-    # the hypervisor gives the CPUs to others, no rate can be held.
     seconds, after = time.monotonic() - started_s, take_snapshot()
-    if after.stolen_s - before.stolen_s <= 0.05 * seconds * after.cpus:
-        assert again["p99_s"] < 4 * LIMIT_S
+    stolen = (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
+    if stolen > 0.05:
+        pytest.skip(f"MACHINE DISTURBED: {stolen:.0%} of the CPUs' time was stolen, so no rate can be held")
+    # Other tests may run beside this one: a queue that grew would miss the limit by far more than this.
+    assert again["p99_s"] < 4 * LIMIT_S
