@@ -46,6 +46,13 @@ RECIPES = [Recipe(name, "fp32") for name in engine_names() if engine_named(name)
 QUANTIZED = [Recipe("openvino", "int8", "nncf"), Recipe("onnxruntime", "int8", "static")]
 
 
+@pytest.fixture(autouse=True)
+def waiting_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of OpenMP are as many as elsewhere, and spin where they wait, so that they are seen."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+
+
 class Work(nn.Module):
     """(b, 16, 32, 32) to (b, 16): enough to do for every thread that an engine may start."""
 

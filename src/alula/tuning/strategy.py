@@ -301,7 +301,10 @@ class Strategy:
 
     def best_so_far(self) -> tuple[Candidate, ...]:
         """Return all candidates that were looked at, the fastest first, whether accepted or not."""
-        return tuple(sorted(self._scores, key=lambda one: -self._scores[one]))
+        return tuple(one for one, _ in self._ranked())
+
+    def _ranked(self) -> list[tuple[Candidate, float]]:
+        return sorted(self._scores.items(), key=lambda known: -known[1])
 
     def _expected_s(self) -> float:
         """Return how long a further recipe takes, as far as that is known: one is given up where it is late.
@@ -587,13 +590,14 @@ class Strategy:
     def _shortlist(self) -> list[Candidate]:
         threshold, least = (share * self._best() for share in (self._effort.close, self._effort.hopeless))
         chosen: list[Candidate] = []
-        for candidate in self.best_so_far():
-            same = sum(one.recipe == candidate.recipe for one in chosen)
+        for candidate, score in self._ranked():
             # The best score may be luck: a few get their chance from further behind.
-            close = self._scores[candidate] >= (least if len(chosen) < _FEWEST else threshold)
-            if close and same < self._effort.per_recipe:
+            is_close = score >= (least if len(chosen) < _FEWEST else threshold)
+            if not is_close or len(chosen) == self._effort.contenders:
+                break
+            if sum(one.recipe == candidate.recipe for one in chosen) < self._effort.per_recipe:
                 chosen.append(candidate)
-        return chosen[: self._effort.contenders]
+        return chosen
 
     def _raced(self, contenders: Sequence[Candidate]) -> list[Standing]:
         rates: dict[Candidate, list[float]] = {one: [] for one in contenders}
