@@ -165,7 +165,7 @@ def check_growth(told: dict[str, Any]) -> None:
     assert np.median(last) < np.median(settled) + 40e6
 
 
-@pytest.mark.parametrize(("suffix", "hours"), [("wav", 24), ("flac", 3)])
+@pytest.mark.parametrize(("suffix", "hours"), [("wav", 8), ("flac", 3)])
 def test_a_recording_of_hours_takes_no_more_memory_than_a_window(
     audio_bundle: Path, tmp_path: Path, rng: np.random.Generator, suffix: str, hours: int
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_recording_of_hours_takes_no_more_memory_than_a_window(
     told = predicted(audio_bundle, path, tmp_path / "scores.csv")
     path.unlink()
     assert (told["samples"], told["failed"]) == (seconds, 0)
-    # Held as float32, three hours alone would take 346 MB and a day 2.8 GB; the whole process takes some 100.
+    # Held as float32, three hours alone would take 346 MB and eight 922 MB; the whole process takes some 100.
     assert told["peak_bytes"] < 300e6
     check_growth(told)
     with (tmp_path / "scores.csv").open(newline="") as file:

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from tiny import write_linear_onnx
 
 from alula.bundle import read_measurements
+from alula.errors import MeasurementError
 from alula.hardware import take_snapshot
 from alula.workflows import optimize
 
@@ -21,41 +24,52 @@ LIMIT_S = 0.25
 SECONDS = 2.0
 
 
+@contextmanager
+def excused_where_disturbed() -> Iterator[None]:
+    """Skip, aloud, what fails while the hypervisor gives the CPUs to others."""
+    before, started_s = take_snapshot(), time.monotonic()
+    try:
+        yield
+    except (AssertionError, MeasurementError):
+        seconds, after = time.monotonic() - started_s, take_snapshot()
+        stolen = (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
+        if stolen <= 0.05:
+            raise
+        pytest.skip(f"MACHINE DISTURBED: {stolen:.0%} of the CPUs' time was stolen, so no rate can be held")
+
+
 def test_a_promised_rate_is_served_again(tmp_path: Path, rng: np.random.Generator) -> None:
     weights = rng.normal(size=(2048, 1024)).astype(np.float32)  # a millisecond or so for one query
     reports: list[str] = []
-    optimize(
-        write_linear_onnx(tmp_path / "model.onnx", weights, shape=("b", 2048)),
-        rng.normal(size=(60, 2048)).astype(np.float32),
-        output=tmp_path / "a.alula",
-        scenario="server",
-        latency_limit=LIMIT_S,
-        budget=20.0,
-        threads=1,
-        engines=["onnxruntime"],
-        precisions=["fp32"],
-        report=reports.append,
-    ).close()
+    with excused_where_disturbed():
+        optimize(
+            write_linear_onnx(tmp_path / "model.onnx", weights, shape=("b", 2048)),
+            rng.normal(size=(60, 2048)).astype(np.float32),
+            output=tmp_path / "a.alula",
+            scenario="server",
+            latency_limit=LIMIT_S,
+            budget=20.0,
+            threads=1,
+            engines=["onnxruntime"],
+            precisions=["fp32"],
+            report=reports.append,
+        ).close()
     found = read_measurements(tmp_path / "a.alula")
     assert found.server is not None
     assert found.finalists[0].rate_per_s == found.server.per_s
     assert [one.purpose for one in found.server.trials][-1] == "confirmation"
     assert any(text.startswith("looking for the highest rate of onnxruntime/fp32") for text in reports)
-    before, started_s = take_snapshot(), time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(REPLAY), str(tmp_path / "a.alula"), "--seconds", str(SECONDS)],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    again = json.loads(done.stdout)
+    with excused_where_disturbed():
+        done = subprocess.run(
+            [sys.executable, str(REPLAY), str(tmp_path / "a.alula"), "--seconds", str(SECONDS)],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        again = json.loads(done.stdout)
+        # Other tests may run beside this one: a queue that grew would miss the limit by far more than this.
+        assert again["p99_s"] < 4 * LIMIT_S
     assert again["promised_per_s"] == found.server.per_s
     assert again["limit_s"] == LIMIT_S
     # Every query was served. Within five standard deviations of a Poisson process they are as many as said.
     expected = found.server.per_s * SECONDS
     assert again["queries"] == pytest.approx(expected, abs=5 * expected**0.5 + 1)
-    seconds, after = time.monotonic() - started_s, take_snapshot()
-    stolen = (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
-    if stolen > 0.05:
-        pytest.skip(f"MACHINE DISTURBED: {stolen:.0%} of the CPUs' time was stolen, so no rate can be held")
-    # Other tests may run beside this one: a queue that grew would miss the limit by far more than this.
-    assert again["p99_s"] < 4 * LIMIT_S

@@ -115,7 +115,7 @@ def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., N
     assert [accepted.candidate.recipe for accepted in result.accepted] == [REAL, FAKE]
     assert result.accepted[1].relative == pytest.approx(1, abs=0.3)  # the anchor is the first that works
     assert all(len(finalist.throughput.rounds_per_s) == 6 for finalist in result.finalists)
-    assert set(result.race) == {finalist.accepted.candidate for finalist in result.finalists}
+    assert set(result.race) >= {finalist.accepted.candidate for finalist in result.finalists}
     assert all(rate > 0 for rates in result.race.values() for rate in rates)
     assert result.baseline.recipe == REAL
     assert result.validation_samples == N
