@@ -9,7 +9,7 @@ leaves out what cannot win by what it knows of others; what of that does not hol
 
     python benchmarks/search.py [--models resnet18,...] [--budget SECONDS] [--grids FOLDER] [--markdown FILE]
 
-Times at which the hypervisor gives the CPUs to others are waited out, and are no part of what the grid takes.
+A look at which the hypervisor gave the CPUs to others is taken again, and is no part of what the grid takes.
 
 The first line of a grid tells the machine and the versions that it is of; on another machine, or with other
 versions, name another folder.
@@ -64,13 +64,14 @@ from machine import machine_line
 GRIDS = Path(__file__).with_name("grids")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LOOKS = 2
-MOST_LOOKS = 6  # until so many were undisturbed
 LOOK_S = 0.5
 STOLEN = 0.05  # of the time of all CPUs: a look that the hypervisor took more of is disturbed
+TRIES = 20  # looks one after the other of which one may be undisturbed
 CALM_LOOKS = 3  # of the anchor, one after the other: then the disturbance is over
-WAIT_S = 20.0  # between them and the next try
+WAIT_S = 20.0  # until the next tries
 PATIENCE_S = 1800.0  # then it goes on as it can: there are machines that are never calm
 PROMISING = 0.5  # times the best so far: what is slower at first look needs no other
+HOPELESS = 0.25  # times the best so far: what is slower is so however disturbed its look was
 # What every figure is divided by: machines drift, within hours by more than recipes differ.
 ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
 ANCHORED_S = 20.0  # before the next look at the anchor
@@ -140,46 +141,59 @@ def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, bool]:
     return look.per_s, after.stolen_s - before.stolen_s <= STOLEN * seconds * after.cpus
 
 
+class Looks:
+    """Looks at what children have loaded, taken again until nothing disturbs one.
+
+    Attributes:
+        lost_s: what that took so far, in seconds.
+    """
+
+    def __init__(self, timed: tuple[str, ...]) -> None:
+        self._timed = timed
+        self.lost_s = 0.0
+
+    def at(self, child: Child, *, hopeless_per_s: float = 0.0) -> float:
+        """Return a child's speed.
+
+        Args:
+            child: has loaded a candidate.
+            hopeless_per_s: a speed below which a disturbed look will do.
+        """
+        started_s = time.monotonic()
+        for tried in itertools.count(1):
+            lost_s = time.monotonic() - started_s
+            per_s, calm = looked(child, self._timed)
+            if calm or per_s < hopeless_per_s or lost_s > PATIENCE_S:
+                break
+            if tried % TRIES == 0:
+                output.say(f"  others have the CPUs; waiting for {lost_s:.0f} s")
+                time.sleep(WAIT_S)  # nothing tells when they leave, and only who computes sees what is stolen
+        self.lost_s += lost_s
+        return per_s
+
+
 class Anchor:
     """One candidate that is looked at again and again, in a process of its own."""
 
-    def __init__(self, workshop: Workshop, timed: tuple[str, ...], candidate: Candidate) -> None:
-        self._workshop, self._timed, self._candidate = workshop, timed, candidate
+    def __init__(self, workshop: Workshop, looks: Looks, candidate: Candidate) -> None:
+        self._workshop, self._looks, self._candidate = workshop, looks, candidate
         self._child: Child | None = None
-        self._looks = deque[float](maxlen=ANCHOR_LOOKS)
+        self._speeds = deque[float](maxlen=ANCHOR_LOOKS)
         self._since_s = -math.inf
-        self.waited_s = 0.0
 
     def per_s(self) -> float:
         """Return its speed of the last minute or two."""
         if time.monotonic() - self._since_s > ANCHORED_S:
-            self._looks.append(self.look())
+            self._speeds.append(self.look())
             self._since_s = time.monotonic()
-        return float(np.median(self._looks))
+        return float(np.median(self._speeds))
 
     def look(self) -> float:
-        """Return its speed of now, or of when nothing disturbs it any more."""
-        return self.look_at(self._loaded())
+        """Return its speed of now."""
+        return self._looks.at(self.child())
 
-    def look_at(self, child: Child) -> float:
-        """Return the speed of what a child has loaded; where the look was disturbed, that of a later one."""
-        per_s, calm = looked(child, self._timed)
-        if calm:
-            return per_s
-        self.wait_until_calm()
-        return looked(child, self._timed)[0]
-
-    def wait_until_calm(self) -> None:
-        """Return when nothing disturbs its looks any more; what that takes is added to `waited_s`."""
-        started_s = time.monotonic()
-        while not all(looked(self._loaded(), self._timed)[1] for _ in range(CALM_LOOKS)):
-            if time.monotonic() - started_s > PATIENCE_S:
-                break
-            output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
-            time.sleep(WAIT_S)  # nothing tells when others leave, and only who computes sees what is stolen
-        self.waited_s += time.monotonic() - started_s
-
-    def _loaded(self) -> Child:
+    def child(self) -> Child:
+        """Return its process."""
         if self._child is None:
             self._child = self._workshop.child("anchor")
             self._child.ask(load_request(self._workshop, self._candidate), Loaded, timeout_s=TIMEOUT_S)
@@ -204,8 +218,12 @@ def load_request(workshop: Workshop, candidate: Candidate) -> LoadRequest:
 def wait_until_calm(workshop: Workshop, timed: tuple[str, ...]) -> float:
     """Return how long it took until nothing disturbed this machine, in seconds."""
     started_s = time.monotonic()
-    with contextlib.closing(Anchor(workshop, timed, ANCHOR)) as anchor:
-        anchor.wait_until_calm()
+    with contextlib.closing(Anchor(workshop, Looks(timed), ANCHOR)) as anchor:
+        while not all(looked(anchor.child(), timed)[1] for _ in range(CALM_LOOKS)):
+            if time.monotonic() - started_s > PATIENCE_S:
+                break
+            output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
+            time.sleep(WAIT_S)
     return time.monotonic() - started_s
 
 
@@ -214,8 +232,8 @@ class Grid:
 
     def __init__(self, path: Path, workshop: Workshop, timed: tuple[str, ...], threads: int) -> None:
         self._path, self._workshop = path, workshop
-        self._timed, self._threads = timed, threads
-        self._anchor = Anchor(workshop, timed, ANCHOR)
+        self._threads, self._looks = threads, Looks(timed)
+        self._anchor = Anchor(workshop, self._looks, ANCHOR)
         entries = checked_grid(path)
         self._done = {entry.candidate for entry in entries if entry.settings is not None}
         self._gone = {entry.recipe for entry in entries if entry.settings is None}
@@ -242,8 +260,7 @@ class Grid:
         missing = [one for one in self.settings(recipe) if Candidate(recipe, one) not in self._done]
         if recipe.name in self._gone or not missing:
             return
-        self._anchor.wait_until_calm()
-        started_s = time.monotonic()
+        before, started_s = take_snapshot(), time.monotonic()
         try:
             self._workshop.artifact(recipe)
         except EngineError as error:
@@ -251,25 +268,29 @@ class Grid:
             return
         if recipe.name in self._begun:
             started_s = time.monotonic()
+        else:
+            after = take_snapshot()
+            started_s += (after.stolen_s - before.stolen_s) / after.cpus
         children = contextlib.ExitStack()
         with children:
             child: Child | None = None
             for settings in missing:
-                best, relative, failure, lost_s = None, None, None, 0.0
+                best, relative, failure = None, None, None
                 request = load_request(self._workshop, Candidate(recipe, settings))
                 pause_s = time.monotonic()
                 anchor_per_s = self._anchor.per_s()
                 started_s += time.monotonic() - pause_s  # is no part of the grid
+                lost_s = self._looks.lost_s
                 try:
                     child = child or children.enter_context(self._workshop.child("grid"))
                     child.ask(request, Loaded, timeout_s=TIMEOUT_S)
-                    best, lost_s = self._look(child, anchor_per_s)
+                    best = self._look(child, anchor_per_s)
                     relative = best / anchor_per_s
                     self._best = max(self._best, relative)
                 except ChildError as error:
                     failure, child = str(error), None
                     children.close()
-                seconds = time.monotonic() - started_s - lost_s
+                seconds = time.monotonic() - started_s - (self._looks.lost_s - lost_s)
                 started_s = time.monotonic()
                 self._append(
                     Entry(
@@ -282,25 +303,15 @@ class Grid:
                     )
                 )
 
-    def _look(self, child: Child, anchor_per_s: float) -> tuple[float, float]:
-        """Return the speed of what a child has loaded, and the seconds that were lost to others.
-
-        The speed is the best of a few looks, or of one if far behind. A disturbed look does not count as one
-        of them, up to a limit.
-        """
-        best, calm_looks, lost_s = 0.0, 0, 0.0
-        for _ in range(MOST_LOOKS):
-            started_s = time.monotonic()
-            per_s, calm = looked(child, self._timed)
-            best = max(best, per_s)
-            calm_looks += calm
-            if not calm:
-                self._anchor.wait_until_calm()
-                lost_s += time.monotonic() - started_s
-            far_behind = best < PROMISING * self._best * anchor_per_s
-            if calm_looks >= (1 if far_behind else LOOKS):
+    def _look(self, child: Child, anchor_per_s: float) -> float:
+        """Return the speed of what a child has loaded: the best of a few looks, or of one if far behind."""
+        best_per_s = self._best * anchor_per_s
+        best = 0.0
+        for _ in range(LOOKS):
+            best = max(best, self._looks.at(child, hopeless_per_s=HOPELESS * best_per_s))
+            if best < PROMISING * best_per_s:
                 break
-        return best, lost_s
+        return best
 
     def _append(self, entry: Entry) -> None:
         entry = msgspec.structs.replace(entry, seconds=round(entry.seconds, 2))
@@ -374,19 +385,20 @@ def contested(ranked: Iterable[Candidate]) -> list[Candidate]:
 def heated(
     workshop: Workshop, chosen: Sequence[Candidate], timed: tuple[str, ...]
 ) -> tuple[dict[Candidate, float], float]:
-    """Return the speeds of candidates by looks in turns, beside one of them, and the seconds waited."""
+    """Return the speeds of candidates by looks in turns, and the seconds that were lost to others."""
     scores: dict[Candidate, list[float]] = {one: [] for one in chosen}
-    with contextlib.closing(Anchor(workshop, timed, chosen[0])) as anchor:
+    looks = Looks(timed)
+    with contextlib.closing(Anchor(workshop, looks, chosen[0])) as anchor:
         for heat in range(HEATS):
             for one in chosen if heat % 2 == 0 else reversed(chosen):
                 with contextlib.suppress(ChildError), workshop.child("heat") as child:
                     child.ask(load_request(workshop, one), Loaded, timeout_s=TIMEOUT_S)
                     before = anchor.look()
-                    per_s = anchor.look_at(child)
+                    per_s = looks.at(child)
                     scores[one].append(2 * per_s / (before + anchor.look()))
             output.say(f"looked at {len(chosen)} of the grid in turns, {heat + 1} of {HEATS}")
     medians = {one: float(np.median(found)) for one, found in scores.items() if len(found) == HEATS}
-    return medians, anchor.waited_s
+    return medians, looks.lost_s
 
 
 def raced(
@@ -452,14 +464,14 @@ def measured(
     for one in chosen:
         workshop.artifact(one.recipe)  # made again where the grid was measured by an earlier run
     started_s = time.monotonic()
-    scores, waited_s = heated(workshop, chosen, paths["timed"])
+    scores, lost_s = heated(workshop, chosen, paths["timed"])
     contenders = sorted(scores, key=lambda one: -scores[one])[:LEADERS]
-    waited_s += wait_until_calm(workshop, paths["timed"])
+    lost_s += wait_until_calm(workshop, paths["timed"])
     title = raced(workshop, contenders, paths["timed"], rounds=LEADERS_ROUNDS)
     best = max(
         (one for one in contenders if str(one) in title), key=lambda one: throughput(title[str(one)]).per_s
     )
-    heats_s = time.monotonic() - started_s - waited_s
+    heats_s = time.monotonic() - started_s - lost_s
     if best == winner:
         share = "1, the same"
     else:  # in rounds of their own: the best of many in one race was lucky there
