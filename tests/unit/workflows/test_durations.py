@@ -21,9 +21,13 @@ def test_parts_add_up(hours: int, minutes: int, seconds: int) -> None:
                 parse_duration_s(text)
 
 
-@given(st.floats(min_value=1e-3, max_value=1e9))
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
 def test_plain_numbers_are_seconds(seconds: float) -> None:
     assert parse_duration_s(seconds) == seconds
+
+
+@given(st.floats(min_value=1e-3, max_value=1e9))
+def test_numbers_as_text_are_seconds(seconds: float) -> None:
     assert parse_duration_s(f"{seconds:.3f}") == float(f"{seconds:.3f}")
 
 
