@@ -71,7 +71,7 @@ CALM_LOOKS = 3  # of the anchor, one after the other: then the disturbance is ov
 WAIT_S = 20.0  # until the next tries
 PATIENCE_S = 1800.0  # then it goes on as it can: there are machines that are never calm
 PROMISING = 0.5  # times the best so far: what is slower at first look needs no other
-HOPELESS = 0.25  # times the best so far: what is slower is so however disturbed its look was
+HOPELESS, LITTLE = 0.25, 0.2  # times the best so far: slower than that, though others had so little
 # What every figure is divided by: machines drift, within hours by more than recipes differ.
 ANCHOR = Candidate(Recipe.parse("torch/fp32"), Settings(threads=thread_budget(), batch_size=8))
 ANCHORED_S = 20.0  # before the next look at the anchor
@@ -133,12 +133,12 @@ def checked_grid(path: Path) -> list[Entry]:
     return entries
 
 
-def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, bool]:
-    """Return how many samples a second a child takes at one look, and whether nothing disturbed it."""
+def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, float]:
+    """Return how many samples a second a child takes at one look, and the share of the CPUs others had."""
     before, started_s = take_snapshot(), time.monotonic()
     look, _ = measure_round(child, timed, LOOK_S, timeout_s=TIMEOUT_S)
     seconds, after = time.monotonic() - started_s, take_snapshot()
-    return look.per_s, after.stolen_s - before.stolen_s <= STOLEN * seconds * after.cpus
+    return look.per_s, (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
 
 
 class Looks:
@@ -157,13 +157,14 @@ class Looks:
 
         Args:
             child: has loaded a candidate.
-            hopeless_per_s: a speed below which a disturbed look will do.
+            hopeless_per_s: a speed below which a look that is a little disturbed will do.
         """
         started_s = time.monotonic()
         for tried in itertools.count(1):
             lost_s = time.monotonic() - started_s
-            per_s, calm = looked(child, self._timed)
-            if calm or per_s < hopeless_per_s or lost_s > PATIENCE_S:
+            per_s, stolen = looked(child, self._timed)
+            enough = LITTLE if per_s < hopeless_per_s else STOLEN
+            if stolen <= enough or lost_s > PATIENCE_S:
                 break
             if tried % TRIES == 0:
                 output.say(f"  others have the CPUs; waiting for {lost_s:.0f} s")
@@ -219,7 +220,7 @@ def wait_until_calm(workshop: Workshop, timed: tuple[str, ...]) -> float:
     """Return how long it took until nothing disturbed this machine, in seconds."""
     started_s = time.monotonic()
     with contextlib.closing(Anchor(workshop, Looks(timed), ANCHOR)) as anchor:
-        while not all(looked(anchor.child(), timed)[1] for _ in range(CALM_LOOKS)):
+        while not all(looked(anchor.child(), timed)[1] <= STOLEN for _ in range(CALM_LOOKS)):
             if time.monotonic() - started_s > PATIENCE_S:
                 break
             output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
