@@ -39,7 +39,14 @@ from alula.accuracy import metric_named
 from alula.core import Candidate, Recipe, Settings
 from alula.engines import engine_named
 from alula.errors import EngineError
-from alula.hardware import fingerprint, int8_class, read_memory, take_snapshot, thread_budget
+from alula.hardware import (
+    fingerprint,
+    int8_class,
+    read_memory,
+    stolen_share,
+    take_snapshot,
+    thread_budget,
+)
 from alula.measure import Round, ratio, throughput
 from alula.sources import Source, parse_source
 from alula.tuning import (
@@ -65,7 +72,7 @@ GRIDS = Path(__file__).with_name("grids")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 LOOKS = 2
 LOOK_S = 0.5
-STOLEN = 0.05  # of the time of all CPUs: a look that the hypervisor took more of is disturbed
+STOLEN = 0.05  # of the CPU time wanted: a look in which the hypervisor gave more to others is disturbed
 TRIES = 20  # looks one after the other of which one may be undisturbed
 CALM_LOOKS = 3  # of the anchor, one after the other: then the disturbance is over
 WAIT_S = 20.0  # until the next tries
@@ -135,10 +142,8 @@ def checked_grid(path: Path) -> list[Entry]:
 
 def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, float]:
     """Return how many samples a second a child takes at one look, and the share of the CPUs others had."""
-    before, started_s = take_snapshot(), time.monotonic()
     look, _ = measure_round(child, timed, LOOK_S, timeout_s=TIMEOUT_S)
-    seconds, after = time.monotonic() - started_s, take_snapshot()
-    return look.per_s, (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
+    return look.per_s, look.stolen
 
 
 class Looks:
@@ -366,8 +371,7 @@ def searched(
     )
     before, started_s = take_snapshot(), time.monotonic()
     result = search(plan, journal=Journal(workdir / "search.jsonl"), report=output.say)
-    seconds, after = time.monotonic() - started_s, take_snapshot()
-    return result, seconds, (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
+    return result, time.monotonic() - started_s, stolen_share(before, take_snapshot())
 
 
 def contested(ranked: Iterable[Candidate]) -> list[Candidate]:

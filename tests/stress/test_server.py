@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from tiny import write_linear_onnx
 
 from alula.bundle import read_measurements
 from alula.errors import MeasurementError
-from alula.hardware import take_snapshot
+from alula.hardware import stolen_share, take_snapshot
 from alula.workflows import optimize
 
 REPLAY = Path(__file__).resolve().parents[2] / "benchmarks" / "replay.py"
@@ -27,15 +26,14 @@ SECONDS = 2.0
 @contextmanager
 def excused_where_disturbed() -> Iterator[None]:
     """Skip, aloud, what fails while the hypervisor gives the CPUs to others."""
-    before, started_s = take_snapshot(), time.monotonic()
+    before = take_snapshot()
     try:
         yield
     except (AssertionError, MeasurementError):
-        seconds, after = time.monotonic() - started_s, take_snapshot()
-        stolen = (after.stolen_s - before.stolen_s) / (seconds * after.cpus)
+        stolen = stolen_share(before, take_snapshot())
         if stolen <= 0.05:
             raise
-        pytest.skip(f"MACHINE DISTURBED: {stolen:.0%} of the CPUs' time was stolen, so no rate can be held")
+        pytest.skip(f"MACHINE DISTURBED: {stolen:.0%} of the CPU time was stolen, so no rate can be held")
 
 
 def test_a_promised_rate_is_served_again(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ Nothing here raises because of what such a file says: what cannot be read counts
 from alula.hardware.age import process_age_s
 from alula.hardware.cpu import Cpu, Int8Class, bf16_is_native, int8_class, read_cpu
 from alula.hardware.disk import disk_full, free_bytes, is_full, writing
-from alula.hardware.disturbance import Disturbance, describe_disturbance, take_snapshot
+from alula.hardware.disturbance import Disturbance, describe_disturbance, stolen_share, take_snapshot
 from alula.hardware.findings import doctor_findings
 from alula.hardware.fingerprints import Fingerprint, differences, fingerprint, int8_is_safe_here
 from alula.hardware.limits import CpuLimits, Memory, read_limits, read_memory, thread_budget
@@ -33,6 +33,7 @@ __all__ = [
     "read_cpu",
     "read_limits",
     "read_memory",
+    "stolen_share",
     "take_snapshot",
     "thread_budget",
     "writing",

@@ -11,7 +11,7 @@ import msgspec
 from alula.hardware.cgroups import read_groups
 from alula.hardware.kernel_files import read_pairs, read_text, whole_number
 
-__all__ = ["Disturbance", "describe_disturbance", "take_snapshot"]
+__all__ = ["Disturbance", "describe_disturbance", "stolen_share", "take_snapshot"]
 
 # Below these the disturbance is smaller than the spread of repeated rounds on a quiet machine.
 _STOLEN_SHARE = 0.02
@@ -67,6 +67,19 @@ def take_snapshot(root: Path = Path("/")) -> Disturbance:
     )
 
 
+def stolen_share(before: Disturbance, after: Disturbance) -> float:
+    """Return the share of the CPU time wanted between two snapshots that the hypervisor gave to others.
+
+    0 where nothing was wanted or the system does not tell; exact to a tick of each CPU at either end.
+
+    >>> stolen_share(Disturbance(busy_s=10.0), Disturbance(busy_s=13.0, stolen_s=1.0))
+    0.25
+    """
+    busy_s = max(0.0, after.busy_s - before.busy_s)
+    stolen_s = max(0.0, after.stolen_s - before.stolen_s)
+    return stolen_s / (busy_s + stolen_s) if stolen_s else 0.0
+
+
 def describe_disturbance(
     before: Disturbance, after: Disturbance, *, own_cpu_s: float, wall_s: float
 ) -> tuple[str, ...]:
@@ -93,8 +106,8 @@ def describe_disturbance(
     blur_s = 2 * cpus * after.tick_s
     busy_s = max(0.0, after.busy_s - before.busy_s)
     stolen_s = max(0.0, after.stolen_s - before.stolen_s)
-    if cpus and stolen_s > blur_s and stolen_s / (busy_s + stolen_s) >= _STOLEN_SHARE:
-        share = stolen_s / (busy_s + stolen_s)
+    share = stolen_share(before, after)
+    if cpus and stolen_s > blur_s and share >= _STOLEN_SHARE:
         found.append(f"{100 * share:.0f} % of the CPU time was stolen by the hypervisor")
     times = after.throttled - before.throttled
     if times > 0:

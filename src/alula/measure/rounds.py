@@ -30,12 +30,14 @@ class Round:
         wall_s: from the common start until the last call ended.
         calls: seconds of each call, grouped by instance.
         instances: how many ran at once.
+        stolen: share of the CPU time wanted meanwhile that the hypervisor gave to others.
     """
 
     samples: int
     wall_s: float
     calls: tuple[float, ...]
     instances: int = 1
+    stolen: float = 0.0
 
     def __post_init__(self) -> None:
         if self.samples < 1:

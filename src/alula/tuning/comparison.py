@@ -158,7 +158,13 @@ def measure_round(
         ChildError: the child failed.
     """
     reply = child.ask(MeasureRequest(inputs=inputs, seconds=seconds), Measured, timeout_s=timeout_s)
-    taken = Round(samples=reply.samples, wall_s=reply.wall_s, calls=reply.calls_s, instances=reply.instances)
+    taken = Round(
+        samples=reply.samples,
+        wall_s=reply.wall_s,
+        calls=reply.calls_s,
+        instances=reply.instances,
+        stolen=reply.stolen,
+    )
     return taken, reply.cpu_s
 
 

@@ -31,7 +31,7 @@ from alula.engines import Arrays, Session, engine_named, filled, run_in_batches
 from alula.errors import AlulaError, DataError, EngineError, ModelError
 from alula.export import export_module, rewritten, signature_of_module, signature_of_onnx
 from alula.graphs import products_of, read_fx, read_onnx, read_openvino
-from alula.hardware import disk_full
+from alula.hardware import disk_full, stolen_share, take_snapshot
 from alula.measure import Concurrency, serve, single_stream
 from alula.quantization import Material, quantizer_for
 from alula.sources import LoadedModel, Source, load_model
@@ -244,7 +244,7 @@ class Worker:
             return int(batch[0].shape[0])
 
         self._warm_up(run, max_s=max(2.0, 2 * request.seconds))
-        cpu = time.process_time()
+        before, cpu = take_snapshot(), time.process_time()
         measured = concurrency.round(run, seconds=request.seconds)
         return Measured(
             samples=measured.samples,
@@ -252,6 +252,7 @@ class Worker:
             calls_s=measured.calls,
             instances=measured.instances,
             cpu_s=time.process_time() - cpu,
+            stolen=stolen_share(before, take_snapshot()),
         )
 
     def _warm_up(self, run: Callable[[int], int], *, max_s: float) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from alula.hardware import Disturbance, describe_disturbance, take_snapshot
+from alula.hardware import Disturbance, describe_disturbance, stolen_share, take_snapshot
 
 QUIET = Disturbance(cpus=2, tick_s=0.01, busy_s=100.0, stolen_s=1.0, throttled=5, throttled_s=0.5)
 
@@ -70,6 +70,12 @@ def test_nothing_is_said_about_a_quiet_time():
 
 def test_steal_is_told_as_share_of_the_time_wanted():
     assert describe(after(stolen_s=10.0 * 12 / 88)) == ("12 % of the CPU time was stolen by the hypervisor",)
+
+
+def test_the_share_of_stolen_time():
+    assert stolen_share(QUIET, after(stolen_s=10.0 / 3)) == pytest.approx(0.25)
+    assert stolen_share(QUIET, after(others_s=10.0, stolen_s=20.0 / 3)) == pytest.approx(0.25)
+    assert stolen_share(QUIET, QUIET) == stolen_share(after(stolen_s=9.0), QUIET) == 0.0
 
 
 def test_other_processes_are_told_in_cpus():

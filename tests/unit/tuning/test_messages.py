@@ -54,7 +54,7 @@ REPLIES = (
     m.Built(seconds=0.5),
     m.Loaded(seconds=1e-9),
     m.Predicted(n=3, samples_per_s=4.5),
-    m.Measured(samples=16, wall_s=0.1, calls_s=(0.05, 0.05), instances=2, cpu_s=0.2),
+    m.Measured(samples=16, wall_s=0.1, calls_s=(0.05, 0.05), instances=2, cpu_s=0.2, stolen=0.1),
     m.Streamed(latency=single_stream(lambda: None, seconds=0.0, min_queries=3)),
     m.Served(found=simulated_round(lambda samples: 0.01, rate_per_s=20.0, seconds=1.0, limit_s=None, seed=1)),
     m.Problem(error="It failed.\nTwice: »über«"),
