@@ -276,7 +276,7 @@ class Grid:
             started_s = time.monotonic()
         else:
             after = take_snapshot()
-            started_s += (after.stolen_s - before.stolen_s) / after.cpus
+            started_s += (after.stolen_s - before.stolen_s) / max(1, after.cpus)
         children = contextlib.ExitStack()
         with children:
             child: Child | None = None
