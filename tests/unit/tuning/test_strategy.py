@@ -56,6 +56,36 @@ BURSTY = dataclasses.replace(NOISY, stolen=0.0, bursts=0.2)
 BURST_S = 0.7
 
 
+class Spells:
+    """Something that has another value for a share of the time, in spells of random lengths."""
+
+    def __init__(
+        self,
+        chance: random.Random,
+        share: float,
+        mean_s: float,
+        *,
+        between: tuple[float, float],
+        usual: float,
+    ) -> None:
+        self._chance, self._share, self._mean_s = chance, share, mean_s
+        self._between, self._usual = between, usual
+        self._until_s, self._next_s, self._value = 0.0, 0.0, usual
+
+    def mean(self, from_s: float, seconds: float, parts: int = 8) -> float:
+        """Return its mean over a time; times are asked for in order."""
+        total = 0.0
+        for part in range(parts):
+            now_s = from_s + seconds * part / parts
+            while now_s > self._next_s:
+                self._until_s = self._next_s + self._chance.expovariate(1 / self._mean_s)
+                usual_s = self._mean_s * (1 - self._share) / self._share
+                self._next_s = self._until_s + self._chance.expovariate(1 / usual_s)
+                self._value = self._chance.uniform(*self._between)
+            total += self._value if now_s < self._until_s else self._usual
+        return total / parts
+
+
 class SimulatedField:
     """Candidates of known speed on a machine of known noise. Implements `Field`."""
 
@@ -65,8 +95,8 @@ class SimulatedField:
         self.period_s = self.chance.uniform(60, 400)
         self.phase = self.chance.uniform(0, 2 * math.pi)
         self.stolen_until_s, self.next_theft_s = 0.0, self.chance.expovariate(1 / 40)
-        self.alone_until_s, self.next_alone_s, self.gain = 0.0, 0.0, 1.0
-        self.burst_until_s, self.next_burst_s, self.taken = 0.0, 0.0, 0.0
+        self.alone = Spells(self.chance, noise.alone, ALONE_S, between=(1.2, 1.9), usual=1.0)
+        self.bursts = Spells(self.chance, noise.bursts, BURST_S, between=(0.1, 0.8), usual=0.0)
         self.bad: set[Recipe] = {one for one in RECIPES if self.chance.random() < 0.15}
         self.broken: set[Candidate] = set()
         self.wrong_at_once: set[Recipe] = set()
@@ -160,38 +190,12 @@ class SimulatedField:
             slow *= self.chance.uniform(1.1, 3.0)
         slow *= math.exp(abs(self.chance.gauss(0, self.noise.jitter)))
         if self.noise.alone and candidate.recipe.precision == "int8":
-            slow /= self._mean_gain(now_s, seconds)
-        stolen = self._mean_taken(now_s, seconds) if self.noise.bursts else 0.0
+            slow /= self.alone.mean(now_s, seconds)
+        stolen = self.bursts.mean(now_s, seconds) if self.noise.bursts else 0.0
         per_s = self.truth[candidate] / slow * (1 - stolen)
         self.clock.advance(seconds)
         samples = round(1e6 * seconds * per_s)
         return Round(samples=samples, wall_s=1e6 * seconds, calls=(seconds,), stolen=stolen)
-
-    def _mean_taken(self, from_s: float, seconds: float, parts: int = 8) -> float:
-        """Return the share of the CPUs that others had in a time."""
-        total = 0.0
-        for part in range(parts):
-            now_s = from_s + seconds * part / parts
-            while now_s > self.next_burst_s:
-                self.burst_until_s = self.next_burst_s + self.chance.expovariate(1 / BURST_S)
-                between_s = BURST_S * (1 - self.noise.bursts) / self.noise.bursts
-                self.next_burst_s = self.burst_until_s + self.chance.expovariate(1 / between_s)
-                self.taken = self.chance.uniform(0.1, 0.8)
-            total += self.taken if now_s < self.burst_until_s else 0.0
-        return total / parts
-
-    def _mean_gain(self, from_s: float, seconds: float, parts: int = 8) -> float:
-        """Return how much faster INT8 was in a time, part of which it may have been alone."""
-        total = 0.0
-        for part in range(parts):
-            now_s = from_s + seconds * part / parts
-            while now_s > self.next_alone_s:
-                self.alone_until_s = self.next_alone_s + self.chance.expovariate(1 / ALONE_S)
-                others_s = ALONE_S * (1 - self.noise.alone) / self.noise.alone
-                self.next_alone_s = self.alone_until_s + self.chance.expovariate(1 / others_s)
-                self.gain = self.chance.uniform(1.2, 1.9)
-            total += self.gain if now_s < self.alone_until_s else 1.0
-        return total / parts
 
     def scored(self, candidate: Candidate, taken: Round, score: float) -> None:
         self.scores[candidate] = score
