@@ -232,9 +232,15 @@ def share_within_3_percent(found: Iterable[tuple[SimulatedField, tuple[Standing,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [NOISY, BURSTY, QUIET], ids=["noisy", "bursty", "quiet"])
+@pytest.mark.parametrize("noise", [NOISY, QUIET], ids=["noisy", "quiet"])
 def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches(noise: Noise) -> None:
     assert share_within_3_percent(searched(seed, noise) for seed in range(500)) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_same_where_the_hypervisor_gives_the_cpus_to_others_for_half_a_second_at_a_time() -> None:
+    """Where the time that it takes is not heeded, it is 93 percent."""
+    assert share_within_3_percent(searched(seed, BURSTY) for seed in range(200)) >= 0.96
 
 
 @pytest.mark.slow
