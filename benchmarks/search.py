@@ -146,6 +146,12 @@ def looked(child: Child, timed: tuple[str, ...]) -> tuple[float, float]:
     return look.per_s, look.stolen
 
 
+def wait_for_others(so_far_s: float) -> None:
+    """Leave the CPUs to others for a while."""
+    output.say(f"  others have the CPUs; waiting for {so_far_s:.0f} s")
+    time.sleep(WAIT_S)  # nothing tells when they leave, and only who computes sees what is stolen
+
+
 class Looks:
     """Looks at what children have loaded, taken again until nothing disturbs one.
 
@@ -172,8 +178,7 @@ class Looks:
             if stolen <= enough or lost_s > PATIENCE_S:
                 break
             if tried % TRIES == 0:
-                output.say(f"  others have the CPUs; waiting for {lost_s:.0f} s")
-                time.sleep(WAIT_S)  # nothing tells when they leave, and only who computes sees what is stolen
+                wait_for_others(lost_s)
         self.lost_s += lost_s
         return per_s
 
@@ -228,8 +233,7 @@ def wait_until_calm(workshop: Workshop, timed: tuple[str, ...]) -> float:
         while not all(looked(anchor.child(), timed)[1] <= STOLEN for _ in range(CALM_LOOKS)):
             if time.monotonic() - started_s > PATIENCE_S:
                 break
-            output.say(f"  others have the CPUs; waiting for {time.monotonic() - started_s:.0f} s")
-            time.sleep(WAIT_S)
+            wait_for_others(time.monotonic() - started_s)
     return time.monotonic() - started_s
 
 

@@ -19,8 +19,8 @@ sys.path.insert(0, SUPPORT)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SUPPORT, os.environ.get("PYTHONPATH")]))
 
 # Two processes test at once, so none needs two threads where it does not ask for them. Those of OpenMP spin
-# while they wait for others of their team, which are often not running then: PyTorch took six times the CPU
-# time. Both are read when a library is loaded, so they are set first.
+# while they wait for others of their team, which are often not running then. Both are read when a library is
+# loaded, so they are set first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -180,7 +180,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     calls_s: tuple[float, ...]
     instances: int
     cpu_s: float
-    stolen: float = 0.0
+    stolen: float
 
 
 class Streamed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):

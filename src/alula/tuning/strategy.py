@@ -528,18 +528,15 @@ class Strategy:
         Raises:
             EngineError: the candidate failed.
         """
-        best: Round | None = None
+        rounds: list[Round] = []
         self._rounds_wanted += 1
-        for _ in range(self._effort.tries):
-            taken = self._field.measure(candidate, seconds)
+        while len(rounds) < self._effort.tries:
+            rounds.append(self._field.measure(candidate, seconds))
             self._rounds_taken += 1
-            if best is None or taken.stolen < best.stolen:
-                best = taken
-            self._stolen.append(taken.stolen)
-            if taken.stolen <= max(_STOLEN, statistics.median(self._stolen)):
+            self._stolen.append(rounds[-1].stolen)
+            if rounds[-1].stolen <= max(_STOLEN, statistics.median(self._stolen)):
                 break
-        assert best is not None
-        return best
+        return min(rounds, key=lambda one: one.stolen)
 
     def _calm_per_s(self) -> float:
         """Return the anchor's speed below which the machine counts as disturbed.

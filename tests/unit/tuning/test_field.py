@@ -62,7 +62,14 @@ class StandIn:
             self.alive = False
             raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         call_s = self.batch_size / PER_S
-        return Measured(samples=self.batch_size, wall_s=call_s, calls_s=(call_s,), instances=1, cpu_s=call_s)
+        return Measured(
+            samples=self.batch_size,
+            wall_s=call_s,
+            calls_s=(call_s,),
+            instances=1,
+            cpu_s=call_s,
+            stolen=0.0,
+        )
 
     def close(self) -> None:
         self.alive = False

@@ -110,6 +110,28 @@ def test_a_child_answers_request_after_request(child: Child, tmp_path: Path, sam
     assert child.alive
 
 
+# Takes a quarter of the CPU time wanted between any two looks at the counters.
+THIEF = """
+import itertools
+from alula.hardware import Disturbance
+from alula.tuning import worker
+looks = itertools.count()
+def take_snapshot():
+    look = next(looks)
+    return Disturbance(cpus=2, busy_s=3.0 * look, stolen_s=1.0 * look)
+worker.take_snapshot = take_snapshot
+worker.main()
+"""
+
+
+def test_a_round_tells_what_the_hypervisor_gave_to_others(tmp_path: Path, samples: str) -> None:
+    command = (sys.executable, "-c", THIEF)
+    with Child(tmp_path / "logs", "trial", threads=1, memory_limit_bytes=2 * GIB, command=command) as child:
+        child.ask(scripted(tmp_path), Loaded, timeout_s=ANSWER_S)
+        taken, _ = measure_round(child, (samples,), 0.01, timeout_s=ANSWER_S)
+    assert taken.stolen == 0.25
+
+
 def test_all_instances_predict_and_the_order_is_that_of_the_samples(
     child: Child, tmp_path: Path, samples: str
 ) -> None:
