@@ -15,7 +15,7 @@ import numpy as np
 from alula.accuracy import Metric, default_metric, metric_named
 from alula.bundle import DeclaredCascade, DeclaredRung, check_target
 from alula.core import Blend, Mean, Rank, View
-from alula.data import Samples, open_samples
+from alula.data import Samples
 from alula.errors import AccuracyError, UsageError
 from alula.hardware import thread_budget
 from alula.measure import Clock
@@ -45,6 +45,7 @@ from alula.workflows.validated_scores import (
     check_weights_can_be_found,
     from_data,
     from_tables,
+    labelled_data,
     row_grid,
     some_of,
     validation_of,
@@ -224,7 +225,7 @@ def plan(
     ):
         grid = row_grid(opened, post.step, overlaps)
         classes = opened.lineup.blender.alignment.labels
-        samples = None if data is None else open_samples(data, labels=classes)
+        samples = None if data is None else labelled_data(opened, data)
         inputs = inputs_of(
             workload,
             demands=opened.lineup.demands,

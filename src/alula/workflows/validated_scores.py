@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alula.accuracy import Metric
 from alula.core import AudioInput, Blend, Maximum, Minimum, OverlapMean, Step, View
-from alula.data import RowKey, Samples, ScoreTable, places_of, read_scores
+from alula.data import RowKey, Samples, ScoreTable, open_samples, places_of, read_scores
 from alula.engines import Arrays
 from alula.ensemble import Alignment, Blender, Placement
 from alula.errors import AlulaError, DataError, EngineError, UsageError
@@ -34,6 +34,7 @@ __all__ = [
     "check_weights_can_be_found",
     "from_data",
     "from_tables",
+    "labelled_data",
     "row_grid",
     "some_of",
     "validation_of",
@@ -304,6 +305,26 @@ def _unactivated(scores: Array, activation: str, source: Path) -> Float32:
     return np.asarray(logits, np.float32)
 
 
+def labelled_data(opened: OpenedMembers, data: Any) -> Samples:
+    """Return data that a plan can be judged by.
+
+    Args:
+        opened: the members.
+        data: whatever `open_samples` takes.
+
+    Raises:
+        DataError: the data cannot be used, have no labels, or are none that the members read.
+        UsageError: see `open_samples`.
+    """
+    samples = open_samples(data, labels=opened.lineup.blender.alignment.labels)
+    if samples.targets is None:
+        raise DataError(samples.source, "It has no labels, and a plan is judged by them. Give labelled data.")
+    kind = kind_of_input(opened.lineup.demands[0].description)
+    if samples.kind != kind:
+        raise DataError(samples.source, f"The data are {samples.kind} files, and the bundles read {kind}.")
+    return samples
+
+
 def from_data(
     opened: OpenedMembers,
     samples: Samples,
@@ -321,7 +342,7 @@ def from_data(
 
     Args:
         opened: the members.
-        samples: with labels, by the classes of the lineup.
+        samples: see `labelled_data`.
         grid: of the rows.
         blend: how scores become one.
         post: views and steps.
@@ -329,14 +350,9 @@ def from_data(
         report: gets lines of text about what is being done.
 
     Raises:
-        DataError: they cannot be read, or have no labels.
+        DataError: they cannot be read.
         EngineError: a member failed, or gave scores that are no numbers.
     """
-    if samples.targets is None:
-        raise DataError(samples.source, "It has no labels, and a plan is judged by them. Give labelled data.")
-    kind = kind_of_input(opened.lineup.demands[0].description)
-    if samples.kind != kind:
-        raise DataError(samples.source, f"The data are {samples.kind} files, and the bundles read {kind}.")
     densest = grid.overlaps[-1].name
     lineup = opened.lined_up(grid.views(opened.views, densest), blend=blend, post=post, labels=labels)
     report(f"running {len(opened.names)} bundles over {samples.source}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -236,7 +237,8 @@ def _read(read: Callable[[Path], T], path: Path) -> T | DataError:
 def _nothing_left(files: Sequence[Path], problems: _Problems) -> DataError:
     reasons = [error.reason for error in problems.values()]
     reason = reasons[0] if reasons else "no file says how long it is; give count and length."
-    return DataError(files[0].parent, f"None of its {len(files)} files can be planned for: {reason}")
+    folder = Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))  # noqa: PTH100
+    return DataError(folder, f"None of its {len(files)} files can be planned for: {reason}")
 
 
 def _left_out(problems: _Problems) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from alula.core import (
     LogMel,
     Maximum,
     Mean,
+    OverlapMean,
     Rank,
     Settings,
     Smoothing,
@@ -605,3 +606,57 @@ def test_wrong_sources(make: Any, tables: Tables, tmp_path: Path) -> None:
         planned([bundles[0], make("c", labels=("a", "c"))], scores=[m, n], truth=truth)
     with pytest.raises(BundleError, match="does not exist"):
         planned([tmp_path / "absent.alula"], scores=[m], truth=truth)
+
+
+def test_tables_that_cannot_judge(make: Any, tables: Tables, tmp_path: Path) -> None:
+    bundle = make("m", activation="sigmoid")
+    m = tables.member("m", 1.0)
+    lines = m.read_text().splitlines()
+    of_others = tmp_path / "of-others.csv"
+    of_others.write_text("\n".join([f"{lines[0]},member", *(f"{line},x" for line in lines[1:])]))
+    names = tmp_path / "names.csv"
+    names.write_text("\n".join(["path,start_s,end_s,label", *(f"{p},{s},{e},c" for p, s, e in tables.keys)]))
+    above = tables.write("above", tables.scores["m"] + 1)
+    elsewhere = tmp_path / "elsewhere.csv"
+    elsewhere.write_text(tables.truth_path.read_text().replace("0.ogg", "zero.ogg"))
+    logits = Mean(of="logits")
+    truth = tables.truth_path
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("has no `m`, but x", {"scores": [of_others], "truth": truth}),
+        ("label `c` is none of the 2 classes", {"scores": [m], "truth": names}),
+        ("no row for `zero.ogg`", {"scores": [m], "truth": elsewhere}),
+        ("expected 0 to 1 for logits", {"scores": [above], "truth": truth, "blend": logits}),
+    ]
+    for match, options in cases:
+        with pytest.raises(DataError, match=match):
+            planned([bundle], **options)
+
+
+def test_data_that_cannot_judge(make: Any, soundscapes: Path, tmp_path: Path) -> None:
+    bundle = make("m")
+    later = tmp_path / "later.csv"
+    later.write_text("path,label,start_s,end_s\n" + "".join(f"{k}.wav,a;b,0.6,0.9\n" for k in range(6)))
+    images = write_images(tmp_path / "images", per_class=4)
+    given = {"workload": "20x60s"}
+    with pytest.raises(DataError, match="None of its rows lies in a labelled sample"):
+        planned([bundle], data=later, **given)
+    with pytest.raises(DataError, match="are image files, and the bundles read audio"):
+        planned([make("c", labels=("blue", "green", "red"))], data=images, **given)
+    for k in range(4):
+        (tmp_path / f"{k}.wav").write_bytes(b"no sound")
+    with pytest.raises(DataError, match=r"4 of 6 files cannot be read, for example: .*0\.wav"):
+        planned([bundle], data=soundscapes, **given)
+
+
+def test_what_has_no_windows_to_lay_more_densely(make: Any, soundscapes: Path, tmp_path: Path) -> None:
+    overlapping = msgspec.structs.replace(WAVE, hop_s=0.5)
+    steps = PostProcessing(step=(OverlapMean(segment_s=2.0),))
+    for bundle, post in ((make("overlapping", overlapping), PostProcessing()), (make("m"), steps)):
+        with pytest.raises(UsageError, match="windows overlap already"):
+            planned([bundle], data=soundscapes, post=post, overlaps=(1, 2))
+    images = write_images(tmp_path / "images", per_class=4)
+    reads_images = make(
+        "i", ImageInput(height=16, width=16, mean=(0.5,), std=(0.25,)), labels=("blue", "green", "red")
+    )
+    with pytest.raises(UsageError, match="read files as a whole"):
+        planned([reads_images], data=images, overlaps=(1, 2))

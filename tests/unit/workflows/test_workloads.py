@@ -42,8 +42,10 @@ def test_a_folder_is_looked_through(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_nothing_that_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "broken.wav").write_bytes(b"no sound")
-    with pytest.raises(DataError, match="None of its 1 files can be planned for"):
+    for k in range(2):
+        (tmp_path / f"{k}").mkdir()
+        (tmp_path / f"{k}" / "broken.wav").write_bytes(b"no sound")
+    with pytest.raises(DataError, match=rf"^{tmp_path}: None of its 2 files can be planned for"):
         inputs_of(tmp_path, demands=AUDIO, row_s=5.0, examples=[], scratch=tmp_path)
 
 
