@@ -86,7 +86,7 @@ ANCHOR_LOOKS = 5  # of which the middle one counts: one may have been disturbed
 # The best of many short looks may have been lucky, and those of another half hour unlucky. So some of each
 # recipe are looked at in turns, and the best of these race for the title.
 HEATED, HEATED_PER_RECIPE, HEATS = 40, 3, 3
-LEADERS, LEADERS_ROUNDS, FINAL_ROUNDS = 16, 8, 15
+LEADERS, LEADERS_ROUNDS, FINAL_ROUNDS = 16, 8, 25
 TIMEOUT_S = 900.0
 NEARLY = 1.05  # times as fast: what is believed to be equally fast may seem so in the best of short looks
 
@@ -486,7 +486,8 @@ def measured(
     else:  # in rounds of their own: the best of many in one race was lucky there
         final = raced(workshop, [winner, best], paths["timed"], rounds=FINAL_ROUNDS)
         speeds = {name: throughput(several).rounds_per_s for name, several in final.items()}
-        share = str(ratio(speeds[str(winner)], speeds[str(best)]))
+        between = ratio(speeds[str(winner)], speeds[str(best)])
+        share = f"{between.median:.3f}x [{between.low:.3f}, {between.high:.3f}]"
     # Without the heats it would not be known which of the grid is the best.
     grid_s = sum(entry.seconds for entry in entries) + heats_s
     failed = {entry.recipe for entry in entries} - {entry.recipe for entry in ranked}
