@@ -38,8 +38,9 @@ class OpenVinoEngine:
     - `fp32-fp16-weights`: weights stored in FP16, a file of half the size; they become FP32 at load.
 
     One knob, `pin`: each thread is bound to a core. There is none for the performance hint, which only
-    chooses the streams and threads that settings give (all other properties of a compiled model are the
-    same with either), and none for more requests than instances: no more than these are ever asked for.
+    chooses the streams, the threads and the use of hyper-threading that are given here (all other properties
+    of a compiled model are the same with either), and none for more requests than instances: no more than
+    these are ever asked for.
     """
 
     name = "openvino"
@@ -111,6 +112,8 @@ class OpenVinoSession:
             "NUM_STREAMS": settings.instances,
             # Pinned processes fight for the same cores (openvino#32444), and quotas know no cores.
             "ENABLE_CPU_PINNING": bool(settings.knobs.get("pin", False)),
+            # With the default hint, latency, it would leave every second thread of a core idle.
+            "ENABLE_HYPER_THREADING": True,
             # Machines with AMX would run BF16 silently; FP32 must mean FP32.
             "INFERENCE_PRECISION_HINT": "bf16" if _takes_bf16(recipe) else "f32",
             "CPU_DENORMALS_OPTIMIZATION": True,
