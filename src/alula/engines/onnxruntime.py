@@ -28,8 +28,9 @@ class OnnxRuntimeEngine:
         graph (`extended` or `all`): how far the graph is rewritten; `all`, the default, also lays images out
             in blocks of channels. tf_efficientnet_b0_ns was twice as fast by that in FP32, and not much in
             INT8; a network with few channels may not earn the conversions back.
-        inter_op (int): operators computed side by side, for networks with branches; they share the threads
-            that would else compute one operator together. 1 by default.
+        inter_op (int): threads between operators, taken from those within them; 1 by default. More than one
+            is ONNX Runtime's parallel execution mode, which computes nothing side by side on CPUs since 1.14
+            (onnxruntime#13495, #16158): the thread is lost.
         arena (bool): whether memory is kept between batches; true by default.
 
     A thread pool shared between sessions is no knob: a process that computes has one session.
@@ -56,19 +57,16 @@ class OnnxRuntimeEngine:
         """See `Engine.knobs`.
 
         Spinning decides by what else the machine does, so its opposite comes first. `arena` is not among
-        them: it trades speed for memory.
+        them: it trades speed for memory. Nor is `inter_op`, which cannot win: of two threads one was lost,
+        and 0.6 times the speed left, in the middle of 126 pairs of the grids in `benchmarks`.
 
         >>> OnnxRuntimeEngine().knobs(Recipe("onnxruntime", "fp32"), Settings(threads=2))
-        ({'spin': False}, {'graph': 'extended'}, {'inter_op': 2})
+        ({'spin': False}, {'graph': 'extended'})
         >>> OnnxRuntimeEngine().knobs(Recipe("onnxruntime", "fp32"), Settings(instances=2))
         ({'graph': 'extended'},)
         """
-        pooled = settings.threads > 1
-        worth: list[Knobs] = [{"spin": settings.instances > 1}] if pooled else []
-        worth.append({"graph": "extended"})
-        if pooled and settings.instances == 1:
-            worth.append({"inter_op": 2})
-        return tuple(worth)
+        spinning: tuple[Knobs, ...] = ({"spin": settings.instances > 1},) if settings.threads > 1 else ()
+        return (*spinning, {"graph": "extended"})
 
     def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the ONNX file is the artifact; graph optimisation happens at load.

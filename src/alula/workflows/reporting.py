@@ -21,7 +21,7 @@ _KNOBS = {
     "pin": "whether each thread is bound to a core of its own",
     "spin": "whether threads that wait for work keep their core busy",
     "graph": "how far the graph is optimized when the model is loaded",
-    "inter_op": "threads for branches of the graph that could run side by side",
+    "inter_op": "threads between operators, which compute nothing since ONNX Runtime 1.14",
     "onednn_graph": "whether oneDNN fuses operations",
 }
 
