@@ -90,6 +90,11 @@ def _settled(module: torch.nn.Module, source: Source, *, from_code: bool) -> tor
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+    # What `torch.nn.utils.weight_norm` and its like computed last: with its gradients it cannot be copied.
+    for child in module.modules():
+        for name, value in vars(child).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                vars(child)[name] = value.detach()
     return module
 
 

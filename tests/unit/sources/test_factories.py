@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from pathlib import Path
@@ -194,3 +195,19 @@ def test_things_that_are_no_factories(tmp_path: Path, body: str, expected: str) 
 def test_meta_device_needs_weights(tmp_path: Path) -> None:
     path = write(tmp_path, "from torch import nn\ndef build(): return nn.Linear(2, 2, device='meta')\n")
     assert "meta device, which hold no values" in failure(f"{path}:build")
+
+
+def test_weights_that_a_hook_computes_can_be_copied(tmp_path: Path) -> None:
+    """The older `weight_norm` keeps what it computed last, with its gradients."""
+    path = write(
+        tmp_path,
+        "import warnings\nfrom torch import nn\n"
+        "def build():\n"
+        "    with warnings.catch_warnings():\n"
+        "        warnings.simplefilter('ignore')\n"
+        "        return nn.Sequential(nn.utils.weight_norm(nn.Conv1d(2, 3, 3)))\n",
+    )
+    module = load_model(parse_source(f"{path}:build")).module
+    assert module is not None
+    x = torch.randn(2, 2, 8)
+    torch.testing.assert_close(copy.deepcopy(module)(x), module(x))
