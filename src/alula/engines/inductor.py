@@ -19,7 +19,7 @@ from alula.engines.inductor_compile import (
     require_compiler,
 )
 from alula.engines.inductor_library import Library, SharedLibrary, load_library
-from alula.engines.torch_eager import INSTALL, TorchSession, require_torch
+from alula.engines.torch_eager import INSTALL, TorchSession, require_torch, thread_settings
 from alula.errors import EngineError
 from alula.hardware import bf16_is_native, read_cpu
 
@@ -110,8 +110,10 @@ class InductorEngine:
         else:
             fixed = signature.inputs[0].shape[0]
             batch_size = fixed if isinstance(fixed, int) else settings.batch_size
-            folder = compiled_for_batch(artifact, recipe=recipe, batch_size=batch_size)
-        library = load_library(folder, instances=settings.instances)
+            with thread_settings(settings.threads):
+                folder = compiled_for_batch(artifact, recipe=recipe, batch_size=batch_size)
+        with thread_settings(settings.threads):
+            library = load_library(folder, instances=settings.instances)
         return InductorSession(library, signature=signature, settings=settings, batch_size=batch_size)
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "load_torchscript",
     "packing_for",
     "require_torch",
+    "thread_settings",
 ]
 
 _SMALLEST = np.float64(5e-324)  # the smallest denormal of float64
@@ -74,7 +75,7 @@ class TorchSession:
         check_inputs(self._name, self._signature.inputs, inputs)
         tensors = [_as_tensor(array, copied=self._changes_inputs is not False) for array in inputs]
         try:
-            with _thread_settings(self._threads), torch.inference_mode():
+            with thread_settings(self._threads), torch.inference_mode():
                 outputs = flat_arrays(self._call(*tensors))
         except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
             raise EngineError(f"Engine `{self._name}` failed on a batch: {first_line(error)}") from error
@@ -94,8 +95,12 @@ class TorchSession:
 
 
 @contextlib.contextmanager
-def _thread_settings(threads: int) -> Iterator[None]:
-    """Set the calling thread's number of OpenMP threads and flush denormals; put both back afterwards."""
+def thread_settings(threads: int) -> Iterator[None]:
+    """Set the calling thread's number of OpenMP threads and flush denormals; put both back afterwards.
+
+    Loading needs it too: it packs weights, folds constants and tries kernels, and OpenMP's threads, which
+    stay, flush denormals if the thread did that started them.
+    """
     import torch
 
     threads_before, flushes_before = torch.get_num_threads(), _flushes_denormals()
@@ -184,16 +189,18 @@ class TorchEngine:
     ) -> TorchSession:
         """See `Engine.load`."""
         check_knobs(self.name, settings, ())
+        require_torch()
         call: Callable[..., object]
-        if recipe.precision == "int8":
-            with packing_for(recipe):
-                call = _unoptimized(load_torchscript(artifact / ARTIFACT_FILES["torchscript"]))
-        else:
-            call = module = load_exported(artifact / ARTIFACT_FILES["exported"])
-            if recipe.variant == CHANNELS_LAST:
-                call = channels_last(module)
-            if recipe.precision == "bf16":
-                call = bf16(module, call)
+        with thread_settings(settings.threads):
+            if recipe.precision == "int8":
+                with packing_for(recipe):
+                    call = _unoptimized(load_torchscript(artifact / ARTIFACT_FILES["torchscript"]))
+            else:
+                call = module = load_exported(artifact / ARTIFACT_FILES["exported"])
+                if recipe.variant == CHANNELS_LAST:
+                    call = channels_last(module)
+                if recipe.precision == "bf16":
+                    call = bf16(module, call)
         return TorchSession(self.name, call, signature=signature, settings=settings)
 
 

@@ -25,6 +25,7 @@ CHANNELS_LAST = "channels-last"
 _CONVOLUTIONS_2D = ("conv2d", "conv_transpose2d", "_convolution")
 # Operators of which autocast makes bfloat16 ones (PyTorch documentation, "Automatic Mixed Precision", CPU),
 # and what TorchScript calls a convolution.
+_ATTENTION = "aten::scaled_dot_product_attention"
 _PRODUCTS = (
     "conv1d",
     "conv2d",
@@ -146,7 +147,9 @@ def compute_in_bf16(graph: Any) -> None:
     import torch
 
     for node in _nodes(graph, _PRODUCTS):
-        for index, value in enumerate(list(node.inputs())):
+        # Behind query, key and value comes the mask: of truth values it would become one that is added.
+        read = list(node.inputs())[: 3 if node.kind() == _ATTENTION else None]
+        for index, value in enumerate(read):
             if value.type().kind() == "TensorType":
                 node.replaceInput(index, _converted(graph, node, value, torch.bfloat16))
     for node in _nodes(graph, _RECURRENT):

@@ -19,6 +19,7 @@ from alula.engines.torch_eager import (
     first_line,
     load_torchscript,
     packing_for,
+    thread_settings,
 )
 from alula.engines.torch_graphs import (
     CHANNELS_LAST,
@@ -93,7 +94,8 @@ class TorchScriptEngine:
         check_knobs(self.name, settings, () if recipe.precision == "int8" else (_ONEDNN_GRAPH,))
         fusing = bool(settings.knobs.get(_ONEDNN_GRAPH, False))
         path = artifact / ARTIFACT_FILES["torchscript"]
-        with packing_for(recipe):
+        require_torch()
+        with thread_settings(settings.threads), packing_for(recipe):
             module = load_torchscript(path)
             with _one_line(f"{path} cannot be prepared for `{recipe}`"):
                 call = _prepared(module, recipe, fusing=fusing)

@@ -217,3 +217,44 @@ def test_what_is_compiled_on_zeros_leaves_the_callers_arrays_alone(tmp_path: Pat
         session.run((example,))
         np.testing.assert_array_equal(example, 1)
     session.close()
+
+
+class Attention(nn.Module):
+    """(b, 6, 16) to (b, 6, 16): steps whose first value is not positive are masked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = (x[:, :, 0] > 0)[:, None, :].expand(-1, 6, -1) | torch.eye(6, dtype=torch.bool)
+        return functional.scaled_dot_product_attention(x, 3 * x, x, attn_mask=mask)
+
+
+def test_a_mask_of_truth_values_stays_one_in_bf16(tmp_path: Path, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(4, 6, 16)).astype(np.float32)
+    module = Attention().eval()
+    signature = export_module(module, [x], target="torchscript", folder=tmp_path).signature
+    session = engine_named("torchscript").load(
+        tmp_path, recipe=Recipe.parse(BF16), signature=signature, settings=Settings(batch_size=4)
+    )
+    (found,) = session.run((x,))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+        ones = functional.scaled_dot_product_attention(*map(torch.from_numpy, (x, 3 * x, x))).numpy()
+    assert np.abs(ones - expected).max() > 0.1
+    assert np.abs(found - expected).max() < 0.05
+
+
+def test_a_module_is_loaded_with_the_threads_of_its_settings(
+    net: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It packs weights then; in a user's process PyTorch takes every core of the host else."""
+    seen: list[int] = []
+    freeze = torch.jit.freeze
+    monkeypatch.setattr(
+        torch.jit, "freeze", lambda module: (seen.append(torch.get_num_threads()), freeze(module))[1]
+    )
+    before = torch.get_num_threads()
+    settings = Settings(threads=before + 1, batch_size=4)
+    engine_named("torchscript").load(
+        net.folder, recipe=Recipe.parse(FP32), signature=net.signature, settings=settings
+    ).close()
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
