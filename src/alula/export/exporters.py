@@ -39,6 +39,8 @@ MAX_DIFFERENCE = 1e-4
 # A network that enlarges the rounding of its own float32 differs by more from any other order of its sums. So
 # many times that rounding is allowed, but never what a wrong constant or batch size makes.
 _ROUNDINGS = 10
+# Whatever the Python of a model raises for what it did not expect, such as sizes that are symbols.
+_MODEL_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 _LARGEST_ALLOWED = 1e-2
 ONNX_OPSET = 18
 
@@ -132,7 +134,7 @@ def signature_of_module(module: nn.Module, samples: Sequence[NDArray[np.generic]
     with torch.no_grad():
         try:
             outputs = module(*tensors)
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        except _MODEL_FAILURES as error:
             shapes = ", ".join(f"{sample.dtype} {sample.shape}" for sample in samples)
             advice = (
                 "Export it with a batch axis of any size: `dynamic_shapes=({0: torch.export.Dim('b')},)`."
@@ -233,7 +235,7 @@ def _torch_export_failures() -> tuple[type[Exception], ...]:
     import torch
     from torch._export.verifier import SpecViolationError  # of TorchScript files, whose weights are hidden
 
-    return (RuntimeError, ValueError, TypeError, torch._dynamo.exc.TorchDynamoException, SpecViolationError)
+    return (*_MODEL_FAILURES, torch._dynamo.exc.TorchDynamoException, SpecViolationError)
 
 
 def _export_onnx(
@@ -271,7 +273,7 @@ def _export_onnx(
                     opset_version=ONNX_OPSET,
                     dynamic_axes=axes,
                 )
-        except (RuntimeError, ValueError, TypeError, torch.onnx.OnnxExporterError) as second:
+        except (*_MODEL_FAILURES, torch.onnx.OnnxExporterError) as second:
             raise ModelError(
                 f"The model cannot be exported to ONNX: {_short(first)} By tracing: {_short(second)}"
             ) from second
@@ -318,7 +320,7 @@ def _export_torchscript(wrapped: nn.Module, tensors: tuple[torch.Tensor, ...], p
     with _quiet(), torch.no_grad():
         try:
             traced = torch.jit.trace(wrapped, tensors, check_trace=False)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except _MODEL_FAILURES as error:
             raise ModelError(f"TorchScript cannot trace this model: {_short(error)}") from error
         torch.jit.freeze(traced.eval()).save(str(path))
 
@@ -331,7 +333,7 @@ def _run_torch(
     with torch.no_grad():
         try:
             outputs = program(*copies(tensors))
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        except _MODEL_FAILURES as error:
             raise _unlike(target, error) from error
     return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
 

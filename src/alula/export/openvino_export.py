@@ -99,4 +99,8 @@ def _logging_kept() -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    return (*openvino_conversion_failures(), RuntimeError, ValueError, TypeError)
+    # The last of them are the model's own, which is traced.
+    return (
+        *openvino_conversion_failures(),
+        *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    )

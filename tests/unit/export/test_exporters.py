@@ -421,3 +421,23 @@ def test_an_onnx_file_with_an_input_that_is_no_tensor(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="`s`"):
         signature_of_onnx(tmp_path / "m.onnx")
+
+
+def test_what_torch_export_meets_in_a_model_leaves_tracing_its_chance(tmp_path: Path) -> None:
+    class Asking(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if isinstance(x.shape[0], torch.SymInt):
+                raise KeyError("a size that is a symbol")
+            return super().forward(x)
+
+    x = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+    module = Asking().eval()
+    exported = export_module(module, [x], target="onnx", folder=tmp_path)
+    session = engine_named("onnxruntime").load(
+        tmp_path, recipe=Recipe("onnxruntime", "fp32"), signature=exported.signature, settings=Settings()
+    )
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x[:3])).numpy()
+    assert largest_difference(session.run((x[:3],)), [expected]) < LIMIT
+    with pytest.raises(ModelError, match="a size that is a symbol"):
+        export_module(module, [x], target="exported", folder=tmp_path / "exported")
