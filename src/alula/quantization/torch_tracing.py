@@ -22,7 +22,9 @@ def trace(
     that keeps a size. Here every operation also runs on two batches. A size that is the same for both is a
     constant of the graph, one that differs follows the batch and stays symbolic. Control flow that depends on
     values still fails. Types and devices are constants. Parameters of `forward` that no input is given for
-    have their defaults. Nodes that give a tensor of integers or truth values have `integers` in their `meta`.
+    have their defaults. What works in place is read by all that comes later, whether its result is used or
+    not: PyTorch's own tracing loses it. Nodes that give a tensor of integers or truth values have `integers`
+    in their `meta`.
 
     Args:
         module: in eval mode.
@@ -30,7 +32,8 @@ def trace(
         other: the same with another batch size, or with the same one where the model fixes it.
 
     Raises:
-        ValueError: control flow depends on values (`torch.fx.proxy.TraceError`).
+        ValueError: control flow depends on values (`torch.fx.proxy.TraceError`), or a tensor is read that was
+            changed in place by what does not give it back.
         Exception: whatever the module raises for what it did not expect: proxies.
     """
     import torch
@@ -64,6 +67,8 @@ def trace(
             super().__init__()
             self._waiting = list(zip(example, other, strict=True))
             self._values: dict[fx.Node, tuple[Any, Any]] = {}
+            # What to read instead of a node whose tensor was changed in place; None where no node gives it.
+            self._changed: dict[fx.Node, fx.Node | None] = {}
             self._computing = False
 
         def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -73,20 +78,40 @@ def trace(
             if kind == "placeholder" and not self._waiting:
                 return args[0] if args else None
             proxy = super().create_proxy(kind, target, args, *rest, **more)
+            for read in proxy.node.all_input_nodes:
+                proxy.node.replace_input_with(read, self._as_it_is_now(read))
             if kind == "placeholder":
                 self._values[proxy.node] = self._waiting.pop(0)
             elif kind != "output":
                 self._computing = True
+                before = self._versions(proxy.node)
                 try:
                     self._values[proxy.node] = (self._computed(proxy.node, 0), self._computed(proxy.node, 1))
                 finally:
                     self._computing = False
+                for read, version in self._versions(proxy.node).items():
+                    if version != before[read]:
+                        given = self._values[proxy.node][0] is self._values[read][0]
+                        self._changed[read] = proxy.node if given else None
             if kind != "output":
                 value = self._values[proxy.node][0]
                 proxy.node.meta["integers"] = (
                     isinstance(value, torch.Tensor) and not value.is_floating_point()
                 )
             return proxy
+
+        def _versions(self, node: fx.Node) -> dict[fx.Node, int]:
+            """Return how often the tensors that a node reads were changed in place so far."""
+            known = {read: self._values[read][0] for read in node.all_input_nodes if read in self._values}
+            return {read: value._version for read, value in known.items() if isinstance(value, torch.Tensor)}
+
+        def _as_it_is_now(self, node: fx.Node) -> fx.Node:
+            now: fx.Node | None = node
+            while now in self._changed:
+                now = self._changed[now]
+            if now is None:
+                raise ValueError(f"`{node.name}` is read after it was changed in place.")
+            return now
 
         # While tracing, every call of a module and every look at its parameters comes through these two.
         def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

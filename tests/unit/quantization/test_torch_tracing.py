@@ -94,3 +94,40 @@ def test_control_flow_on_values_fails() -> None:
 
     with pytest.raises(fx.proxy.TraceError):
         trace(Branching(), *both(2))
+
+
+class InPlace(nn.Module):
+    """Statements whose results nobody takes, and a name that others still hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y.sub_(0.5)
+        also = y
+        self.relu(y)
+        functional.hardtanh(y, 0.0, 1.0, inplace=True)
+        return y + also * 3
+
+
+def test_what_works_in_place_is_read_by_what_comes_later() -> None:
+    traced = trace(InPlace(), *both(2))
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    x = torch.randn(5, 3, 8, 8)
+    expected = InPlace()(x.clone())
+    assert not torch.equal(expected, (x * 2 - 0.5) * 4)
+    torch.testing.assert_close(traced(x.clone()), expected, rtol=0, atol=0)
+
+
+def test_a_change_that_no_node_gives_back_is_refused() -> None:
+    class Away(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            torch._foreach_mul_([y], 2.0)
+            return y + 1
+
+    with pytest.raises(ValueError, match=r"`mul` is read after it was changed in place\."):
+        trace(Away(), *both(2))
