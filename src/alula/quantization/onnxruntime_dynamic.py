@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,10 +97,24 @@ def _check_worth(model: onnx.ModelProto, recipe: Recipe) -> None:
         )
 
 
+def _give_own_weights(model: onnx.ModelProto) -> None:
+    """Copy the weights that a `Gemm` shares: ONNX Runtime turns both into those of a `MatMul`, in place."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    stored = {weight.name: weight for weight in model.graph.initializer}
+    for index, node in enumerate(model.graph.node):
+        name = node.input[1] if node.op_type == "Gemm" else ""
+        if name in stored and readers[name] > 1:
+            own = model.graph.initializer.add()
+            own.CopyFrom(stored[name])
+            own.name = node.input[1] = f"{name}_of_{index}"
+            readers[name] -= 1
+
+
 def _write(model: onnx.ModelProto, path: Path, *, saturating: bool) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    _give_own_weights(model)
     quantize_dynamic(
         model,
         str(path),

@@ -62,7 +62,8 @@ def one_line_failures() -> Iterator[None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     import onnx
-    from google.protobuf.message import DecodeError
+    import onnx.version_converter
+    from google.protobuf.message import DecodeError, EncodeError
 
     return (
         *onnxruntime_failures(),
@@ -72,6 +73,8 @@ def _failures() -> tuple[type[Exception], ...]:
         AssertionError,
         OSError,
         DecodeError,
+        EncodeError,
+        onnx.version_converter.ConvertError,
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     )

@@ -22,6 +22,7 @@ from alula.core import Recipe, Settings
 from alula.engines import engine_named
 from alula.errors import EngineError
 from alula.quantization import quantizer_named
+from alula.quantization.onnxruntime_preparation import one_line_failures
 
 QUANTIZER = quantizer_named("onnxruntime/int8-dynamic")
 RECIPE = Recipe("onnxruntime", "int8", "dynamic")
@@ -137,3 +138,29 @@ def test_shapes_that_an_exporter_noted_of_weights(tmp_path: Path) -> None:
 def test_offered_once_for_the_onnx_export() -> None:
     assert QUANTIZER.recipes(("avx2",)) == (RECIPE,)
     assert QUANTIZER.export_format(RECIPE) == "onnx"
+
+
+def test_a_layer_that_is_used_twice(tmp_path: Path, rng: np.random.Generator) -> None:
+    net = Network()
+    flat = net.add("Flatten", "x", name="flat")
+    first = net.linear(flat, 768, 48, name="first")
+    weights, bias = net.weights(48, 48, fan_in=48), net.weights(48, fan_in=48)
+    for name in ("once", "twice"):
+        first = net.add("Gemm", first, weights, bias, name=name, transB=1)
+    net.write(tmp_path / "model.onnx", output=net.linear(first, 48, 5, name="head"))
+    assert counts(quantized(tmp_path, tmp_path / "artifact"))["MatMulInteger"] == 4
+    inputs = images(rng, 16)
+    assert cosine(run(tmp_path / "artifact", inputs), run(tmp_path, inputs)) > 0.99
+
+
+@pytest.mark.parametrize("kind", ["ConvertError", "EncodeError"])
+def test_what_onnx_and_protobuf_raise_is_one_line(kind: str) -> None:
+    from google.protobuf import message
+    from onnx import version_converter
+
+    error = getattr(version_converter, kind, None) or getattr(message, kind)
+    with (
+        pytest.raises(EngineError, match=f"cannot quantize this model: {kind}: no adapter"),
+        one_line_failures(),
+    ):
+        raise error("no adapter\nfor this operator")
