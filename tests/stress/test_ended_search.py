@@ -75,7 +75,7 @@ def test_a_search_that_is_killed_leaves_no_orphans_and_is_continued(
     assert known
     again = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
     assert again.returncode == 0, again.stderr
-    assert "continuing the search that was interrupted" in again.stderr
+    assert "continuing the earlier search of this command" in again.stderr
     assert "measuring the baseline" not in again.stderr
     assert "trying" not in again.stderr
     verify(tmp_path / "a.alula", read_manifest(tmp_path / "a.alula"))

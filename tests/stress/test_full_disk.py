@@ -84,7 +84,7 @@ def test_a_search_goes_on_each_time_that_the_disk_has_grown(
         full.append(last.partition(" could not be written")[0].removeprefix("error: The disk is full: "))
         assert not target.exists()
     assert done.returncode == 0, done.stderr
-    assert "continuing the search that was interrupted" in done.stderr
+    assert "continuing the earlier search of this command" in done.stderr
     assert "trying onnxruntime/fp32" not in done.stderr, "it began anew"
     # Data, what a child process writes, and the bundle, which is written when all else is done.
     assert len(set(full)) >= 3, full

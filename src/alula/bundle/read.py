@@ -206,14 +206,15 @@ def start(
         bundle: verified folder.
         manifest: its manifest.
         trust_code: whether artifacts that are code (TorchScript, `.pt2`) may be loaded.
-        threads: thread budget; None takes this machine's.
+        threads: thread budget, as `thread_budget` has allowed it before any engine was imported: some pin the
+            thread that imports them, and the affinity reads smaller then. None takes this machine's.
         here: this machine; None reads it.
 
     Raises:
         BundleError: no recipe of the bundle is right here; the reasons are listed.
     """
     here = fingerprint() if here is None else here
-    budget = thread_budget(threads)
+    budget = thread_budget() if threads is None else threads
     passed_over: list[str] = []
     golden = _read_golden(bundle / GOLDEN_NAME)
     for deployed in (manifest.chosen, *manifest.fallbacks):

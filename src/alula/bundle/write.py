@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from alula.bundle.ensembles import EnsembleManifest, encode_ensemble
 from alula.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest, sha256_of
 from alula.bundle.measurements import MEASUREMENTS_NAME, Measurements
-from alula.errors import BundleError, DiskFullError
+from alula.errors import BundleError
 from alula.hardware import writing
 
 __all__ = ["GOLDEN_NAME", "JOURNAL_NAME", "is_bundle", "rewrite_manifest", "write_bundle", "write_ensemble"]
@@ -192,10 +192,8 @@ def rewrite_manifest(bundle: Path, manifest: Manifest) -> None:
         with writing("the manifest of the bundle", bundle):
             temporary.write_bytes(encode_manifest(manifest))
             temporary.replace(bundle / MANIFEST_NAME)
-    except DiskFullError:
-        temporary.unlink(missing_ok=True)
-        raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise BundleError(bundle, f"It cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):  # after an error or an interrupt: a bundle holds nothing unknown
+            temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from alula.tuning.comparison import (
     measure_round,
     measure_server,
 )
+from alula.tuning.field import ROUNDED
 from alula.tuning.files import read_note, write_note
 from alula.tuning.journal import Journal, read_journal, standing
 from alula.tuning.messages import (
@@ -23,7 +24,7 @@ from alula.tuning.messages import (
     PeaksMeasured,
     PeaksRequest,
 )
-from alula.tuning.process import Child, ChildError
+from alula.tuning.process import Child, ChildError, end_group
 from alula.tuning.roofline import measure_roofline
 from alula.tuning.search import Finalist, SearchPlan, SearchResult, search
 from alula.tuning.strategy import NO_TIME
@@ -32,6 +33,7 @@ from alula.tuning.workshop import Workshop
 __all__ = [
     "BATCH_SIZES",
     "NO_TIME",
+    "ROUNDED",
     "Child",
     "ChildError",
     "Comparison",
@@ -52,6 +54,7 @@ __all__ = [
     "SearchResult",
     "Workshop",
     "compare_speeds",
+    "end_group",
     "measure_latency",
     "measure_roofline",
     "measure_round",

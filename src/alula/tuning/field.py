@@ -38,11 +38,12 @@ from alula.tuning.messages import Loaded, LoadRequest, Predicted, PredictRequest
 from alula.tuning.process import Child, ChildError
 from alula.tuning.workshop import StepError, Workshop, file_name
 
-__all__ = ["ProcessField", "Reference", "predict"]
+__all__ = ["ROUNDED", "ProcessField", "Reference", "predict"]
 
 # FP32 recipes compute the same function; engines differ by the order of sums and fast exponentials.
 FP32_DIFFERENCE = 1e-3
-ROUNDED = ("fp16-weights",)  # FP32 arithmetic on rounded weights: the metric decides
+ROUNDED = ("fp16-weights",)
+"""Variants of FP32 whose weights are rounded, so that the metric alone decides whether they are right."""
 WARM_UP_S = 0.5  # of a fast model in a process that has just loaded it
 LOADING_S = 3.0  # and warming up, before any was seen
 COMPARING_S = 1.0  # of outputs, before it was seen

@@ -135,7 +135,7 @@ class ServeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """The model's signature and name."""
+    """The model's signature, and what was rewritten in it, in words."""
 
     signature: Signature
     notes: tuple[str, ...] = ()

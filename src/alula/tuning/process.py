@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import selectors
 import shlex
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import msgspec
 
@@ -30,10 +31,13 @@ from alula.tuning.messages import (
     Request,
 )
 
-__all__ = ["Child", "ChildError"]
+__all__ = ["Child", "ChildError", "end_group"]
 
 WORKER = (sys.executable, "-m", "alula.tuning.worker")
 POLL_S = 0.1
+WATCHING_SHARE = (
+    0.02  # of the time, for reading how much memory a child takes: it is taken from what is timed
+)
 KILL_WAIT_S = 10.0
 
 Answer = TypeVar("Answer", bound=Reply)
@@ -59,7 +63,8 @@ class Child:
     """One worker process. Not thread-safe. Use it in a `with` block: leaving it ends the process.
 
     Args:
-        folder: where its requests (`NAME.jsonl`) and what its libraries print (`NAME.log`) are kept.
+        folder: where its requests (`NAME.jsonl`, `NAME-2.jsonl` of the next of that name) and what its
+            libraries print (`NAME.log`) are kept.
         name: what it is for.
         threads: thread budget, given to the runtimes that read it from the environment.
         memory_limit_bytes: resident memory of the process and its children, above which it is killed.
@@ -81,7 +86,7 @@ class Child:
     ) -> None:
         with writing("the log of a child process", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._requests = (folder / f"{name}.jsonl").open("ab")
+            self._requests = _new_file(folder, name)
             self._log = (folder / f"{name}.log").open("ab")
         self._folder = folder
         self._memory_limit_bytes = memory_limit_bytes
@@ -89,7 +94,6 @@ class Child:
         self._encoder = msgspec.json.Encoder()
         self._buffer = b""
         self._closed = False
-        self.request_file = folder / f"{name}.jsonl"
         self._command = tuple(command)
         self._process = subprocess.Popen(
             self._command,
@@ -125,11 +129,15 @@ class Child:
 
     def begin(self, name: str) -> None:
         """Keep the requests from now on in a file of another name, so that it repeats nothing else."""
-        path = self._folder / f"{name}.jsonl"
-        with writing("a request to a child process", path):
-            requests = path.open("ab")
+        with writing("a request to a child process", self._folder):
+            requests = _new_file(self._folder, name)
         self._requests.close()
-        self._requests, self.request_file = requests, path
+        self._requests = requests
+
+    @property
+    def request_file(self) -> Path:
+        """Where its requests are kept."""
+        return Path(self._requests.name)
 
     @property
     def reproduce(self) -> str:
@@ -180,6 +188,7 @@ class Child:
     def _read_line(self, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
+        next_look_s = 0.0
         descriptor = self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -193,18 +202,24 @@ class Child:
                 if not self.alive and not selector.select(0):
                     # What it has started may live on and hold the pipe open, so that it never ends.
                     raise self._death()
-                used = _resident_bytes(self.pid)
-                if used > self._memory_limit_bytes:
-                    self.close()
-                    raise ChildError(
-                        f"Stopped: it used {used / 2**30:.1f} GiB of memory; allowed were "
-                        f"{self._memory_limit_bytes / 2**30:.1f} GiB."
-                    )
+                if (started_s := time.monotonic()) >= next_look_s:
+                    self._check_memory()
+                    looking_s = time.monotonic() - started_s
+                    next_look_s = started_s + looking_s / WATCHING_SHARE
                 if time.monotonic() > deadline:
                     self.close()
                     raise ChildError(f"Stopped: no answer within {timeout_s:.0f} s.", timed_out=True)
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+    def _check_memory(self) -> None:
+        used = _resident_bytes(self.pid)
+        if used > self._memory_limit_bytes:
+            self.close()
+            raise ChildError(
+                f"Stopped: it used {used / 2**30:.1f} GiB of memory; allowed were "
+                f"{self._memory_limit_bytes / 2**30:.1f} GiB."
+            )
 
     def _death(self) -> ChildError:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -242,6 +257,21 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def end_group() -> None:
+    """End this process with all that it started, as one that was made the leader of a group for that."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _new_file(folder: Path, name: str) -> BinaryIO:
+    """Return `NAME.jsonl`, opened for writing, or the first of `NAME-2.jsonl` and so on that is not there."""
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            return (folder / f"{name}{'' if number == 1 else f'-{number}'}.jsonl").open("xb")
+    raise AssertionError("numbers do not end")
 
 
 def _written(request: Request, folder: Path) -> tuple[str, Path]:

@@ -86,6 +86,8 @@ _APART = (
     "the model as it is failed among the others and was measured after them, so the speed-up is a rough one"
 )
 
+_INTERRUPTED = "the search was interrupted before"
+
 Answer = TypeVar("Answer")
 
 
@@ -171,10 +173,12 @@ class SearchResult:
         stages_s: wall seconds of the parts of the search, by their names, in order.
         race: samples per second of the candidates that raced for a place in the last comparison, by lap.
         disturbance: what disturbed the search before the last comparison, in words.
-        latency: of the winner, in the single-stream scenario; None where it was interrupted before.
-        server: of the winner, in the server scenario; None where it was interrupted before.
+        latency: of the winner, in the single-stream scenario; None where it is not known.
+        server: of the winner, in the server scenario; None where it is not known.
+        unmeasured: why the figure of such a scenario is not known; empty where it is.
         notes: what was rewritten before export, in words.
-        warnings: what disturbed the measurements, in words.
+        warnings: what disturbed the last comparison or makes it a rough one, in words.
+        disturbed: whether the machine was, then.
         products: the work of one sample by kind and role of layers; none where it could not be counted.
     """
 
@@ -193,8 +197,10 @@ class SearchResult:
     disturbance: tuple[str, ...]
     latency: Latency | None
     server: ServerRate | None
+    unmeasured: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    disturbed: bool
     products: tuple[Products, ...] = ()
 
 
@@ -245,6 +251,7 @@ class _Search:
         self._server_s = min(SERVER_S, SERVER_SHARE * plan.budget_s)
         self._limit = StepLimit(clock, longest_s=plan.timeout_s)
         self._interrupted = False
+        self._unmeasured = ""
         self._race: dict[Candidate, tuple[float, ...]] = {}
         self._lap_start_s = clock.monotonic()
         if any(isinstance(outcome, Accepted) for outcome in journal.earlier):
@@ -329,8 +336,10 @@ class _Search:
             disturbance=disturbance,
             latency=latency,
             server=final.finalists[0].server if final.finalists else None,
+            unmeasured=self._unmeasured,
             notes=tuple(dict.fromkeys(self._workshop.notes)),
             warnings=final.warnings,
+            disturbed=final.disturbed,
             products=self._workshop.products(),
         )
 
@@ -602,6 +611,7 @@ class _Search:
             baseline=throughput(reference, warnings=stability_warnings(reference, asked=closing.rounds)),
             finalists=tuple(finalists),
             warnings=comparison.warnings + (() if neighbours else (_APART,)),
+            disturbed=bool(comparison.warnings),
         )
 
     def _baseline_rounds(self, comparison: Comparison, baseline: Candidate, closing: Closing) -> list[Round]:
@@ -658,17 +668,20 @@ class _Search:
                 "scenario",
                 lambda child: measure_latency(child, plan.validation, timeout_s=plan.timeout_s),
             )
+        except MeasurementError as error:
+            self._unmeasured = str(error)
         except KeyboardInterrupt:
             if self._interrupted:
                 raise
             self._interrupt()
-            return None
+            self._unmeasured = _INTERRUPTED
+        return None
 
     def _served(self, final: _Final) -> _Final:
         """Return the finalists with their rates, as many as there is time for, and in their order.
 
-        Raises:
-            MeasurementError: none of those that were measured holds any rate.
+        Where none of those that were measured holds any rate, they stay as they are: what was found before
+        is not lost for that.
         """
 
         def left_s() -> float:
@@ -679,13 +692,18 @@ class _Search:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupt()
+            self._unmeasured = _INTERRUPTED
 
-        ranked = ranked_by_rate(
-            final.finalists,
-            lambda finalist, budget_s: self._rate(finalist, budget_s=budget_s),
-            left_s=left_s,
-            on_interrupt=interrupt,
-        )
+        try:
+            ranked = ranked_by_rate(
+                final.finalists,
+                lambda finalist, budget_s: self._rate(finalist, budget_s=budget_s),
+                left_s=left_s,
+                on_interrupt=interrupt,
+            )
+        except MeasurementError as error:
+            self._unmeasured = str(error)
+            return final
         return replace(final, finalists=tuple(replace(one, server=rate) for one, rate in ranked))
 
     def _rate(self, finalist: Finalist, *, budget_s: float) -> ServerRate:
@@ -768,3 +786,4 @@ class _Final:
     baseline: Throughput
     finalists: tuple[Finalist, ...]
     warnings: tuple[str, ...]
+    disturbed: bool

@@ -197,6 +197,7 @@ class Strategy:
         self._given_up: list[Recipe] = []  # or failed: which of the two is the field's affair
         self._calls_s: dict[Candidate, float] = {}
         self._right: set[Recipe] = set()
+        self._dropped = 0  # recipes that were found wrong
         self._raced_per_s: dict[Candidate, list[float]] = {}
         self._started_s = self._deadline_s = 0.0  # set by `run`
         self._after_s: Callable[[Sequence[Candidate]], float] = _nothing
@@ -227,13 +228,12 @@ class Strategy:
         if self._scores:
             self._make_anchor(self.best_so_far()[0])
         while True:
-            while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
-                pass
-            self._look_closer()
-            self._look_until_sure()
-            if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
+            self._look_around(left)
+            dropped = self._dropped
+            standings = self._race()
+            # What the race found wrong may have outdone others.
+            if self._dropped == dropped or self._is_late(self._expected_s()) or not self._take_next(left):
                 break
-        standings = self._race()
         # Nothing was right so far, and there must be a result. What was given up is waited for now.
         while not standings and (left or self._given_up):
             self._take(left.pop(0) if left else self._given_up.pop(0))
@@ -241,6 +241,16 @@ class Strategy:
         for recipe in left:
             self._field.skip(recipe, self._outdone(recipe) or NO_TIME)
         return standings
+
+    def _look_around(self, left: list[Recipe]) -> None:
+        """Take recipes, closer looks at the best of them, and further recipes, as long as there is time."""
+        while True:
+            while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
+                pass
+            self._look_closer()
+            self._look_until_sure()
+            if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
+                return
 
     def call_s(self, candidate: Candidate) -> float:
         """Return how long one call of a candidate takes, as it was looked at; 0 where that is not known."""
@@ -301,6 +311,7 @@ class Strategy:
         started_s = self._clock.monotonic()
         until_s = self._looks_end_s() if self._scores else math.inf
         settings = self._field.prepare(recipe, until_s=until_s)
+        self._anchor_is_fresh = False
         if not settings and until_s < math.inf:
             self._given_up.append(recipe)
         self._look_at(recipe, settings)
@@ -434,6 +445,7 @@ class Strategy:
     def _is_right(self, candidate: Candidate) -> bool:
         if candidate.recipe in self._right:
             return True
+        self._anchor_is_fresh = False
         if self._field.accept(candidate):
             self._right.add(candidate.recipe)
         return candidate.recipe in self._right
@@ -453,6 +465,7 @@ class Strategy:
         return max(self._of(recipe), key=lambda one: self._scores[one], default=None)
 
     def _drop(self, recipe: Recipe) -> None:
+        self._dropped += 1
         for candidate in self._of(recipe):
             del self._scores[candidate]
 

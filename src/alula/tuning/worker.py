@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import queue
-import signal
 import stat
 import sys
 import tempfile
@@ -62,6 +61,7 @@ from alula.tuning.messages import (
     Streamed,
     StreamRequest,
 )
+from alula.tuning.process import end_group
 from alula.tuning.roofline import measure_roofline
 
 __all__ = ["Worker", "main"]
@@ -82,7 +82,7 @@ class Worker:
         self._stack = contextlib.ExitStack()
         self._warm = False
         self._warm_to_serve = False
-        self._batches: tuple[tuple[str, ...], int, list[Arrays]] | None = None
+        self._batches: tuple[tuple[tuple[str, ...], int, int], list[Arrays]] | None = None
 
     def answer(self, request: Request) -> Reply:
         """Return the reply to one request; what fails on purpose is a `Problem`, a full disk `DiskFull`."""
@@ -313,18 +313,16 @@ class Worker:
         """Return distinct full batches in memory: a shared buffer would flatter the caches."""
         fixed = self._signature.inputs[0].shape[0]
         size = fixed if isinstance(fixed, int) else self._settings.batch_size
-        if self._batches is None or self._batches[:2] != (inputs, size):
+        key = (inputs, size, self._settings.instances)
+        if self._batches is None or self._batches[0] != key:
             arrays = _mapped(inputs)
             bytes_per_batch = sum(array[:1].nbytes for array in arrays) * size
             count = max(self._settings.instances, min(32, INPUT_CACHE_BYTES // bytes_per_batch))
             n = len(arrays[0])
             picks = [np.arange(i * size, (i + 1) * size) % n for i in range(count)]
-            self._batches = (
-                inputs,
-                size,
-                [tuple(np.ascontiguousarray(array[pick]) for array in arrays) for pick in picks],
-            )
-        return self._batches[2]
+            batches = [tuple(np.ascontiguousarray(array[pick]) for array in arrays) for pick in picks]
+            self._batches = (key, batches)
+        return self._batches[1]
 
     def _part(self, batch: Arrays, samples: int) -> Arrays:
         """Return the first samples of a batch, filled up where the model has fixed its batch axis."""
@@ -388,11 +386,8 @@ def main() -> None:
             lines.put(line)
         lines.put(b"")
         if from_search:
-            # The search is gone. A request may hang or run for minutes, and nobody will read its reply; nor
-            # of what libraries started for it. The search has made this process the leader of a group.
-            if os.getpgrp() == os.getpid():
-                os.killpg(0, signal.SIGKILL)
-            os._exit(0)
+            # The search is gone. A request may hang or run for minutes, and nobody will read its reply.
+            end_group()
 
     threading.Thread(target=watch, daemon=True).start()
     worker = Worker()

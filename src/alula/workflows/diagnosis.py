@@ -64,9 +64,9 @@ def diagnose(*, roofline: bool = False, report: Callable[[str], None] = lambda t
     """
     # Before any engine: OpenMP may pin threads on import, and the affinity would read smaller.
     cpu, limits = read_cpu(), read_limits()
+    peaks = measure_roofline(threads=limits.budget, report=report) if roofline else None
     engines = tuple(_part(engine_named(name), name) for name in engine_names() if engine_named(name).offered)
     quantizers = tuple(_part(quantizer_named(name), name) for name in quantizer_names())
-    peaks = measure_roofline(threads=limits.budget, report=report) if roofline else None
     folder = cache_folder()
     if peaks is not None and folder is not None:
         keep_roofline(peaks, [folder])

@@ -39,6 +39,7 @@ from alula.features import make_features, read_description
 from alula.hardware import fingerprint, int8_class, read_memory, thread_budget
 from alula.sources import Source, parse_source
 from alula.tuning import (
+    ROUNDED,
     Journal,
     SearchPlan,
     SearchResult,
@@ -54,7 +55,7 @@ from alula.workflows.peaks import doubts, roofline_here, time_for_peaks_s
 from alula.workflows.prediction import run_over_files
 from alula.workflows.running import Bundle
 from alula.workflows.samples import Materialized, default_description, materialize
-from alula.workflows.search_folder import claimed, search_folder, search_key
+from alula.workflows.search_folder import search_folder, search_key
 
 __all__ = ["optimize"]
 
@@ -124,7 +125,7 @@ def optimize(
         weights: `.safetensors`, `.pth`, `.pt` or `.th` with a state dict.
         input: an input description, a preset's name, or a TOML file; needed for audio and images.
         labels: class names in the order of the model's outputs; taken from the data if they have names.
-        metric: `top1`, `balanced_accuracy`, `macro_auc`, `padded_cmap`, `mse`, `agreement`, or
+        metric: `top1`, `balanced_accuracy`, `macro_auc`, `padded_cmap`, `mse`, `agreement`, `cosine`, or
             `file.py:function` called with (y_true, y_pred); None chooses by the targets.
         max_drop: the largest drop of the metric allowed, on its own scale (0.005 of `top1` is half a
             percentage point).
@@ -178,7 +179,8 @@ def optimize(
     description = _description(input, samples)
     parts = split(samples, calibration=calibration, max_validation=max_validation, seed=seed)
     chosen_metric = metric_named(metric or default_metric(samples.targets))
-    with search_folder(target, None if keep is None else Path(keep)) as workdir:
+    with search_folder(target, None if keep is None else Path(keep)) as place:
+        workdir = place.path
         source = parse_source(model, weights=weights, workdir=workdir)
         recipes = startable_recipes(recipes, source)
         key = search_key(
@@ -194,10 +196,11 @@ def optimize(
             split=(parts.calibration, parts.validation),
             seed=seed,
             isa=machine.isa,
+            cpu=(machine.model_name, machine.physical_cores, machine.logical_cores),
             versions=_versions(),
         )
-        if claimed(workdir, key, fresh=fresh):
-            report("continuing the search that was interrupted")
+        if place.claim(key, fresh=fresh):
+            report("continuing the earlier search of this command")
         elif not isinstance(model, str | Path):  # its file went with all that was in the folder
             source = parse_source(model, weights=weights, workdir=workdir)
         prepared = _prepared(samples, parts, description, workdir, budget_threads, budget_s, report)
@@ -281,7 +284,11 @@ def optimize(
         )
     bundle = _reopen(target, budget_threads)
     model_s = len(prepared.validation.rows) / prepared.validation.samples / winner.throughput.per_s
-    return _with_folder_run(bundle, samples, parts, 1 / (prepared.per_file_s + model_s), report)
+    try:
+        return _with_folder_run(bundle, samples, parts, 1 / (prepared.per_file_s + model_s), report)
+    except KeyboardInterrupt:
+        report("interrupted: the bundle is whole, but for the speed of the folder run")
+        return bundle
 
 
 def _latency_limit_s(scenario: Scenario, limit: str | float | None) -> float | None:
@@ -386,7 +393,9 @@ def _deployments(
     for accepted in result.accepted:
         recipe = accepted.candidate.recipe
         engine = engine_named(recipe.engine)
-        if recipe.precision == "fp32" and not engine.runs_code and recipe.name != chosen.recipe:
+        # The golden samples tell that FP32 arithmetic is right. Of rounded weights they do not.
+        is_fp32 = recipe.precision == "fp32" and recipe.variant not in ROUNDED
+        if is_fp32 and not engine.runs_code and recipe.name != chosen.recipe:
             rounds = accepted.throughput.rounds_per_s
             fallbacks.append(_deployed(accepted, result, measurements, rounds=rounds))
             break
@@ -449,7 +458,7 @@ def _warnings(
     result: SearchResult, accepted: Accepted, prepared: _Prepared, scenario: Scenario
 ) -> tuple[str, ...]:
     found = [*result.warnings, *accepted.accuracy.warnings, *result.finalists[0].throughput.warnings]
-    if result.warnings:
+    if result.disturbed:
         found.insert(
             0,
             "the speed-up is not to be trusted: the machine was disturbed during the last comparison, and "
@@ -464,9 +473,9 @@ def _warnings(
     if result.server is not None:
         found += result.server.warnings
     elif scenario == "server":
-        found.append("the highest rate was not measured: the search was interrupted before")
+        found.append(f"the highest rate is not known: {result.unmeasured}")
     if scenario == "single-stream" and result.latency is None:
-        found.append("the latency was not measured: the search was interrupted before")
+        found.append(f"the latency is not known: {result.unmeasured}")
     problems = [*prepared.calibration.problems, *prepared.validation.problems]
     if problems:
         found.append(f"of the data, {len(problems)} could not be read, for example: {problems[0]}")
@@ -543,10 +552,11 @@ def _with_folder_run(
     manifest = msgspec.structs.replace(bundle.manifest, folder=folder)
     try:
         rewrite_manifest(bundle.path, manifest)
+        bundle.manifest = read_manifest(bundle.path)
     except DiskFullError:
         # The bundle is whole, and nothing in it depends on this figure.
         report("the disk is full: the speed of the folder run could not be noted in the bundle")
-    bundle.manifest = manifest
+        bundle.manifest = manifest
     return bundle
 
 

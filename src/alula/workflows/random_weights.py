@@ -8,6 +8,7 @@ request in the folder that the command line names, and writes the answer there.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import numpy as np
 from alula.errors import AlulaError
 from alula.sources import Source, load_model
 from alula.sources.foreign import called
+from alula.tuning import end_group
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +129,8 @@ def _is_untouched(child: nn.Module) -> bool:
 
 
 def main() -> None:
-    """Answer the request in the folder that is named on the command line."""
+    """Answer the request in the folder that the command line names, unless standard input ends before."""
+    threading.Thread(target=_end_with_who_asked, daemon=True).start()
     folder = Path(sys.argv[1])
     request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=PreparationRequest)
     try:
@@ -137,6 +140,11 @@ def main() -> None:
     except MemoryError:
         answer = Preparation(error="The process ran out of memory.")
     (folder / ANSWER).write_bytes(msgspec.json.encode(answer))
+
+
+def _end_with_who_asked() -> None:
+    sys.stdin.buffer.read()
+    end_group()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from alula.export import external_files
 from alula.hardware import writing
 from alula.sources import Source
 
-__all__ = ["claimed", "search_folder", "search_key"]
+__all__ = ["SearchFolder", "folder_beside", "locked", "search_folder", "search_key"]
 
 _KEY_NAME = "search.key"
 _LOCK_NAME = "search.lock"
@@ -29,30 +29,75 @@ _SAMPLED = 64  # samples in memory that stand for all in the key
 _READ_BYTES = 1 << 20
 
 
+class SearchFolder:
+    """The folder that one search works in.
+
+    Args:
+        path: exists, and is locked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_found = (path / _KEY_NAME).is_file()
+        self._is_claimed = self._is_continued = False
+
+    def claim(self, key: str, *, fresh: bool) -> bool:
+        """Return whether it holds an interrupted search of this key; empty it and sign it otherwise."""
+        self._is_claimed = True
+        signed = self.path / _KEY_NAME
+        if not fresh and signed.is_file() and signed.read_text() == key:
+            self._is_continued = True
+            return True
+        signed.unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK_NAME:
+                entry.unlink()
+        signed.write_text(key)
+        return False
+
+    def is_spoilt_by(self, error: AlulaError) -> bool:
+        """Return whether the same command would end in this error again, so that the folder is of no use.
+
+        It is of use as long as it holds what an earlier command began, and this one was mistyped.
+        """
+        if not self._is_claimed:
+            return not self._is_found
+        return not (self._is_continued and isinstance(error, UsageError))
+
+
+def folder_beside(output: Path) -> Path:
+    """Return where a search works whose bundle is to be written to `output`."""
+    return output.with_name(f"{output.name}.search").absolute()
+
+
 @contextmanager
-def search_folder(output: Path, keep: Path | None) -> Iterator[Path]:
+def search_folder(output: Path, keep: Path | None) -> Iterator[SearchFolder]:
     """Give the folder that a search works in: `keep`, or `OUTPUT.search` beside the bundle to be made.
 
     The latter goes when the search has come to a result or to an error of its own. It stays when the
-    search was interrupted or killed or the disk was full, so that the same command can continue it.
+    search was interrupted or killed or the disk was full, so that the same command can continue it, and when
+    another command fails before it claims the folder.
 
     Raises:
         UsageError: `keep` exists and is no folder of an earlier search, or a search works there now.
         DiskFullError: the disk became full, and the search goes on from there when it is run again.
     """
-    folder = (keep or output.with_name(f"{output.name}.search")).absolute()
+    folder = folder_beside(output) if keep is None else keep.absolute()
     if keep is not None and folder.exists() and not _may_work_in(folder):
         raise UsageError(f"The folder to keep, {keep}, exists already; give a new one.")
     try:
         with writing("the files of the search", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            with locked(folder):
+                found = SearchFolder(folder)
                 try:
-                    yield folder
+                    yield found
                 except DiskFullError:
                     raise
-                except AlulaError:
-                    if keep is None:
+                except AlulaError as error:
+                    if keep is None and found.is_spoilt_by(error):
                         _remove(folder)
                     raise
                 if keep is None:
@@ -67,8 +112,12 @@ def _may_work_in(folder: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other searches out of a folder for as long as the block lasts, and the process lives."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other searches out of a folder for as long as the block lasts, and the process lives.
+
+    Raises:
+        UsageError: one works there now.
+    """
     with (folder / _LOCK_NAME).open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,21 +134,6 @@ def _remove(folder: Path) -> None:
     # Without its key, what an interrupt leaves of the folder is not taken for a search to continue.
     (folder / _KEY_NAME).unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def claimed(folder: Path, key: str, *, fresh: bool) -> bool:
-    """Return whether a folder holds an interrupted search of this key; empty it and sign it otherwise."""
-    signed = folder / _KEY_NAME
-    if not fresh and signed.is_file() and signed.read_text() == key:
-        return True
-    signed.unlink(missing_ok=True)
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != _LOCK_NAME:
-            entry.unlink()
-    signed.write_text(key)
-    return False
 
 
 def search_key(source: Source, samples: Samples, *, metric: str = "", **options: Any) -> str:

@@ -461,7 +461,7 @@ def _ask(request: PreparationRequest, folder: Path) -> Preparation:
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it ends when this process does, however that comes
             stdout=stream,
             stderr=stream,
             start_new_session=True,
@@ -475,6 +475,8 @@ def _ask(request: PreparationRequest, folder: Path) -> Preparation:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
     try:
         return msgspec.json.decode((folder / ANSWER).read_bytes(), type=Preparation)
     except (FileNotFoundError, msgspec.MsgspecError) as error:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from alula.workflows.durations import parse_duration_s
 from alula.workflows.ensembling import Ensemble, load, make_ensemble, member_names
 from alula.workflows.optimization import Report, optimize
 from alula.workflows.running import load_bundle
+from alula.workflows.search_folder import folder_beside, locked
 
 __all__ = ["optimize_whole_files"]
 
@@ -135,8 +136,7 @@ def optimize_whole_files(
     # Beside the output, because an interrupted search is continued where the model lies as it did.
     folder = target.with_name(f"{target.name}.stretches")
     member_path = folder / target.name
-    try:
-        _make_folders(folder, target)
+    with _models_in(folder, target):
         report("exporting the network")
         window_file = _exported(model, weights, folder, _sample(samples, description))
         stretch_file = folder / "stretch" / ARTIFACT_FILES["onnx"]
@@ -180,11 +180,6 @@ def optimize_whole_files(
         with load_bundle(member_path, threads=threads) as bundle:
             accuracy = comparison.of(lambda x: np.asarray(bundle(x)), metric=chosen, max_drop=max_drop)
             _refuse(accuracy, f"over stretches, as {bundle.recipe}")
-    except DiskFullError:
-        raise  # the same call goes on from there
-    except AlulaError:
-        shutil.rmtree(folder, ignore_errors=True)  # the same call would end in the same way
-        raise
     _write(target, member_path, View(rows=windows, keep_s=keep_s), written, accuracy, replace=replace)
     shutil.rmtree(folder)
     loaded = load(target, threads=threads)
@@ -192,12 +187,31 @@ def optimize_whole_files(
     return loaded
 
 
-def _make_folders(folder: Path, target: Path) -> None:
+@contextmanager
+def _models_in(folder: Path, target: Path) -> Iterator[None]:
+    """Keep a folder for the networks of a search, for this process only.
+
+    It goes with an error, with which the same call would end again. It stays with what is left of a search
+    that was interrupted, whatever this call was told.
+
+    Raises:
+        UsageError: another call works there.
+        BundleError: it cannot be made.
+    """
     try:
         for name in ("window", "stretch"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(target, f"It cannot be written: {error.strerror}.") from error
+    with locked(folder):
+        try:
+            yield
+        except DiskFullError:
+            raise
+        except AlulaError:
+            if not folder_beside(folder / target.name).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _write(

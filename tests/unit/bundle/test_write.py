@@ -221,3 +221,18 @@ def test_a_manifest_that_cannot_be_rewritten_stays(make, manifest, monkeypatch: 
         rewrite_manifest(bundle, read_manifest(bundle))
     assert names(bundle) == before
     read_manifest(bundle)
+
+
+def test_an_interrupt_leaves_nothing_unknown_in_a_bundle(
+    make, manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make.write(manifest)
+
+    def interrupted(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rewrite_manifest(bundle, read_manifest(bundle))
+    verify(bundle, read_manifest(bundle))

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from alula.core import Recipe, Settings, Signature, TensorSpec
 from alula.engines.fake import FakeScript
 from alula.errors import DiskFullError, EngineError
 from alula.sources import Source
-from alula.tuning import Child, ChildError, LoadRequest, measure_round, process
+from alula.tuning import Child, ChildError, LoadRequest, measure_round, process, worker
 from alula.tuning.messages import (
     BuildRequest,
     Built,
@@ -422,3 +423,48 @@ def test_the_reproduce_command_repeats_the_failure(child: Child, tmp_path: Path,
     )
     assert again.returncode == 41
     assert msgspec.json.decode(again.stdout)["type"] == "Loaded"
+
+
+def test_children_of_one_name_keep_their_requests_apart(tmp_path: Path, samples: str) -> None:
+    files = []
+    for _ in range(2):
+        with Child(tmp_path / "logs", "trial", threads=1, memory_limit_bytes=2 * GIB) as child:
+            child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+            child.begin("trial")
+            child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+            files.append(child.request_file)
+    assert [file.name for file in files] == ["trial-2.jsonl", "trial-4.jsonl"]
+    assert [path.read_bytes().count(b"\n") for path in sorted((tmp_path / "logs").glob("*.jsonl"))] == [1] * 4
+
+
+def test_watching_the_memory_takes_a_small_part_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host with thousands of processes takes long to list them."""
+    looks = 0
+
+    def slow(leader: int) -> int:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.05)
+        return 0
+
+    monkeypatch.setattr(process, "_resident_bytes", slow)
+    hang = scripted(tmp_path / "artifact", fault="hang", fault_at="load")
+    with (
+        Child(tmp_path / "logs", "trial", threads=1, memory_limit_bytes=2 * GIB) as child,
+        pytest.raises(ChildError, match="no answer"),
+    ):
+        child.ask(hang, Loaded, timeout_s=3.0)
+    assert looks <= 1 + 3.0 * process.WATCHING_SHARE / 0.05
+
+
+def test_every_instance_is_timed_on_a_batch_of_its_own(
+    tmp_path: Path, samples: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "INPUT_CACHE_BYTES", 1)
+    mine = worker.Worker()
+    mine._signature = scripted(tmp_path).signature
+    for instances in (1, 3):
+        mine._settings = Settings(instances=instances, batch_size=4)
+        assert len(mine._timing_batches((samples,))) == instances

@@ -19,7 +19,7 @@ from quick import take_looks_as_they_are
 from tiny import CLASSES, FEATURES, write_factory, write_onnx
 
 from alula.accuracy import metric_named
-from alula.core import Accepted, Failed, Outcome, Recipe, Rejected
+from alula.core import Accepted, Failed, Outcome, Recipe, Rejected, Scenario
 from alula.engines.fake import SCRIPT_VARIABLE, FakeScript
 from alula.errors import AccuracyError, DiskFullError, MeasurementError, ModelError, UsageError
 from alula.measure import ratio
@@ -521,5 +521,27 @@ def test_an_interrupt_while_latency_is_measured_costs_only_the_latency(
     monkeypatch.setattr(searching, "measure_latency", interrupted)
     found = run(replace(plan, recipes=(REAL,), scenario="single-stream"))
     assert found.result.latency is None
+    assert found.result.unmeasured == "the search was interrupted before"
     assert {one.accepted.candidate.recipe for one in found.result.finalists} == {REAL}
     assert found.reports[-1].startswith("interrupted: ")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "limit_s", "measuring"),
+    [("single-stream", None, "measure_latency"), ("server", 1.0, "measure_server")],
+)
+def test_a_figure_that_cannot_be_measured_costs_only_itself(
+    plan: SearchPlan,
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Scenario,
+    limit_s: float | None,
+    measuring: str,
+) -> None:
+    def failing(*_: Any, **options: Any) -> Any:
+        raise MeasurementError("p99 is over the limit at any rate.")
+
+    monkeypatch.setattr(searching, measuring, failing)
+    found = run(replace(plan, recipes=(REAL,), scenario=scenario, latency_limit_s=limit_s)).result
+    assert (found.latency, found.server) == (None, None)
+    assert found.unmeasured == "p99 is over the limit at any rate."
+    assert {one.accepted.candidate.recipe for one in found.finalists} == {REAL}

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -653,6 +654,52 @@ def test_what_was_outdone_by_a_wrong_recipe_is_tried_after_all() -> None:
     assert field.asked.index(plain) < min(map(field.asked.index, family - {plain}))
     assert family <= set(field.asked)
     assert {one.candidate.recipe for one in standings} <= family - {plain}
+
+
+def test_what_a_recipe_had_outdone_that_the_race_finds_wrong_is_tried_after_all() -> None:
+    clock = ScriptedClock()
+    field = KnowingField(3, QUIET, clock)
+    family = {one for one in RECIPES if one.engine == "b" and one.precision == "int8"}
+    plain, second = Recipe("b", "int8", "nncf"), Recipe("a", "int8", "static")
+    for candidate, speed in field.truth.items():
+        recipe = candidate.recipe
+        field.truth[candidate] = (
+            400.0 if recipe in family else 380.0 if recipe == second else min(speed, 200.0)
+        )
+    field.bad = {plain}
+    # Without closer looks the race is the first to check anything, and finds another one right.
+    standings = Strategy(field, clock=clock, effort=Effort(closer=0)).run(RECIPES, deadline_s=3600)
+    assert family <= set(field.asked)
+    assert standings[0].candidate.recipe in family - {plain}
+
+
+def test_a_look_stands_beside_an_anchor_of_its_own_time() -> None:
+    """Making or checking a recipe takes a minute: the anchor's round from before tells nothing any more."""
+    clock = ScriptedClock()
+    field = SimulatedField(3, QUIET, clock)
+    looks: list[bool] = []  # whether it was one at what is held: the anchor, or a contender of the race
+    looks_before: list[int] = []
+
+    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            looks_before.append(len(looks))
+            return method(*args, **options)
+
+        return noted
+
+    def measured(candidate: Candidate, seconds: float) -> Round:
+        looks.append(candidate in field.held)
+        return SimulatedField.measure(field, candidate, seconds)
+
+    for name, method in {
+        "prepare": noting(field.prepare),
+        "accept": noting(field.accept),
+        "measure": measured,
+    }.items():
+        setattr(field, name, method)
+    Strategy(field, clock=clock).run(RECIPES, deadline_s=3600)
+    assert len(looks_before) > len(RECIPES) / 2
+    assert all(looks[number] for number in looks_before if number < len(looks))
 
 
 def test_a_recipe_that_is_wrong_at_once_tells_of_others_by_its_speed() -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-from bundles import COLOUR_IMAGES, COLOURS
+from bundles import COLOUR_IMAGES, COLOURS, write_images
 from tiny import CLASSES, FEATURES, write_factory, write_linear_onnx, write_onnx
 
 from alula.bundle import read_manifest, verify
-from alula.core import Accepted, ArrayInput, Ratio, Rejected, Share
+from alula.core import Accepted, ArrayInput, Candidate, Ratio, Recipe, Rejected, Settings, Share
 from alula.engines.fake import SCRIPT_VARIABLE
 from alula.errors import (
     AccuracyError,
@@ -48,7 +47,7 @@ def small(model: Any, data: Any, output: Path, **options: Any) -> Bundle:
 def test_the_bundle_says_what_was_found(optimized: SimpleNamespace) -> None:
     bundle, manifest = optimized.bundle, optimized.bundle.manifest
     verify(bundle.path, manifest)
-    assert msgspec.structs.replace(read_manifest(bundle.path), checksum=manifest.checksum) == manifest
+    assert read_manifest(bundle.path) == manifest
     assert manifest.labels == bundle.labels == (*COLOURS, "none")
     assert manifest.model == optimized.model
     assert manifest.input == COLOUR_IMAGES
@@ -320,11 +319,12 @@ CERTAIN = Ratio(median=2.0, low=1.5, high=2.5)
     [
         ({}, []),
         ({"disturbed": ("steal: 20 %",)}, ["is not to be trusted", "steal: 20 %"]),
+        ({"rough": ("measured apart",)}, ["measured apart"]),
         ({"speedup": Ratio(median=1.1, low=0.9, high=1.3)}, ["no difference in speed"]),
         ({"speedup": Ratio(median=0.8, low=0.7, high=0.9)}, ["slower than the baseline"]),
-        ({"scenario": "server"}, ["highest rate was not measured"]),
+        ({"scenario": "server"}, ["highest rate is not known: it broke"]),
         ({"scenario": "server", "server": SimpleNamespace(warnings=("few queries",))}, ["few queries"]),
-        ({"scenario": "single-stream"}, ["latency was not measured"]),
+        ({"scenario": "single-stream"}, ["latency is not known: it broke"]),
         ({"scenario": "single-stream", "latency": SimpleNamespace()}, []),
         ({"problems": ("a.jpg: It is empty.",)}, ["1 could not be read, for example: a.jpg"]),
         ({"of_accuracy": ("few samples",), "of_speed": ("noisy",)}, ["few samples", "noisy"]),
@@ -336,7 +336,9 @@ def test_what_a_user_is_warned_of(facts: dict[str, Any], says: list[str]) -> Non
         throughput=SimpleNamespace(warnings=facts.get("of_speed", ())), speedup=facts.get("speedup", CERTAIN)
     )
     result: Any = SimpleNamespace(
-        warnings=facts.get("disturbed", ()),
+        warnings=(*facts.get("disturbed", ()), *facts.get("rough", ())),
+        disturbed="disturbed" in facts,
+        unmeasured="it broke",
         finalists=(finalist,),
         server=facts.get("server"),
         latency=facts.get("latency"),
@@ -380,3 +382,48 @@ def test_no_more_callers_compute_than_there_are_instances(
         with ThreadPoolExecutor(instances + 1) as pool:
             list(pool.map(bundle, [x[:8]] * (instances + 1)))
         assert not met.is_set()
+
+
+def test_an_interrupt_of_the_folder_run_costs_only_its_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimization, "run_over_files", interrupted)
+    images = write_images(tmp_path / "images", per_class=20)
+    model = write_linear_onnx(tmp_path / "model.onnx", (3, 16, 16))
+    reports: list[str] = []
+    with small(
+        model,
+        images,
+        tmp_path / "a.alula",
+        input=COLOUR_IMAGES,
+        labels=[f"class {index}" for index in range(CLASSES)],
+        report=reports.append,
+    ) as bundle:
+        assert bundle.manifest.folder is None
+    verify(tmp_path / "a.alula", read_manifest(tmp_path / "a.alula"))
+    assert reports[-1].startswith("interrupted: ")
+
+
+def test_a_fallback_has_the_weights_as_they_are() -> None:
+    """Golden samples tell that FP32 arithmetic is right; what rounding of weights costs they do not."""
+
+    def accepted(name: str) -> Any:
+        return SimpleNamespace(
+            candidate=Candidate(Recipe.parse(name), Settings()),
+            throughput=SimpleNamespace(rounds_per_s=(1.0,)),
+        )
+
+    names = ("openvino/int8-nncf", "openvino/fp32-fp16-weights", "torch/fp32", "onnxruntime/fp32")
+    found = [accepted(name) for name in names]
+    result: Any = SimpleNamespace(
+        finalists=(SimpleNamespace(accepted=found[0], throughput=found[0].throughput),),
+        accepted=found,
+        golden_outputs=dict.fromkeys(names, ()),
+        artifacts={name: Path(name) for name in names},
+    )
+    measurements: Any = SimpleNamespace(of_peak=lambda recipe, per_s: None)
+    chosen, fallbacks, _ = optimization._deployments(result, measurements)
+    assert (chosen.recipe, [one.recipe for one in fallbacks]) == (names[0], ["onnxruntime/fp32"])

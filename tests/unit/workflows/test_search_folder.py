@@ -14,10 +14,10 @@ from tiny import FEATURES, write_onnx
 
 from alula.core import Outcome
 from alula.data import open_samples
-from alula.errors import DataError, UsageError
+from alula.errors import AccuracyError, DataError, ModelError, UsageError
 from alula.sources import parse_source
 from alula.workflows import optimize
-from alula.workflows.search_folder import claimed, search_folder, search_key
+from alula.workflows.search_folder import SearchFolder, folder_beside, search_folder, search_key
 
 
 def key(model: Path | str, x: Any, **options: Any) -> str:
@@ -60,20 +60,22 @@ def test_names_of_files_need_not_be_utf_8(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_claimed_for_one_key(tmp_path: Path) -> None:
-    assert not claimed(tmp_path, "one", fresh=False)
+    folder = SearchFolder(tmp_path)
+    assert not folder.claim("one", fresh=False)
     (tmp_path / "exports").mkdir()
     (tmp_path / "search.jsonl").write_text("")
-    assert claimed(tmp_path, "one", fresh=False)
+    assert folder.claim("one", fresh=False)
     assert (tmp_path / "exports").is_dir()
-    assert not claimed(tmp_path, "one", fresh=True)
+    assert not folder.claim("one", fresh=True)
     assert not (tmp_path / "exports").exists()
-    assert not claimed(tmp_path, "two", fresh=False)
+    assert not folder.claim("two", fresh=False)
 
 
 def test_the_folder_goes_with_a_result_or_an_error_and_stays_otherwise(tmp_path: Path) -> None:
     output = tmp_path / "a.alula"
-    with search_folder(output, None) as folder:
-        assert folder == tmp_path / "a.alula.search"
+    folder = folder_beside(output)
+    with search_folder(output, None) as found:
+        assert found.path == folder == tmp_path / "a.alula.search"
     assert not folder.exists()
     with pytest.raises(DataError), search_folder(output, None):
         raise DataError("data", "It is wrong.")
@@ -84,10 +86,28 @@ def test_the_folder_goes_with_a_result_or_an_error_and_stays_otherwise(tmp_path:
         assert folder.is_dir()
 
 
+def test_a_mistyped_command_leaves_what_an_interrupted_one_has_found(tmp_path: Path) -> None:
+    output = tmp_path / "a.alula"
+    folder = folder_beside(output)
+    with pytest.raises(KeyboardInterrupt), search_folder(output, None) as found:
+        found.claim("one", fresh=False)
+        raise KeyboardInterrupt
+    with pytest.raises(ModelError), search_folder(output, None):
+        raise ModelError("There are no such weights.")
+    with pytest.raises(UsageError), search_folder(output, None) as found:
+        assert found.claim("one", fresh=False)
+        raise UsageError("There are two names for three classes.")
+    assert folder.is_dir()
+    with pytest.raises(AccuracyError), search_folder(output, None) as found:
+        assert found.claim("one", fresh=False)
+        raise AccuracyError("No recipe was accepted.")
+    assert not folder.exists()
+
+
 def test_a_folder_to_keep_is_new_or_an_earlier_search(tmp_path: Path) -> None:
     keep = tmp_path / "keep"
-    with search_folder(tmp_path / "a.alula", keep) as folder:
-        claimed(folder, "one", fresh=False)
+    with search_folder(tmp_path / "a.alula", keep) as found:
+        found.claim("one", fresh=False)
     assert keep.is_dir()
     with search_folder(tmp_path / "a.alula", keep):
         pass
@@ -102,7 +122,8 @@ def test_a_folder_to_keep_is_new_or_an_earlier_search(tmp_path: Path) -> None:
 
 def test_a_search_keeps_others_out_of_its_folder(tmp_path: Path) -> None:
     output = tmp_path / "a.alula"
-    with search_folder(output, None) as folder:
+    folder = folder_beside(output)
+    with search_folder(output, None) as found:
         (folder / "export").touch()
         with (
             pytest.raises(UsageError, match=r"Another search works in .*a\.alula\.search now"),
@@ -110,7 +131,7 @@ def test_a_search_keeps_others_out_of_its_folder(tmp_path: Path) -> None:
         ):
             pass
         assert (folder / "export").exists()
-        assert not claimed(folder, "one", fresh=False)  # which empties it, but not of its lock
+        assert not found.claim("one", fresh=False)  # which empties it, but not of its lock
         with pytest.raises(UsageError, match="Another search works"), search_folder(output, None):
             pass
     assert not folder.exists()
@@ -126,10 +147,10 @@ def test_a_removal_that_is_interrupted_leaves_nothing_to_continue(
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", interrupted)
-        with pytest.raises(KeyboardInterrupt), search_folder(output, None) as folder:
-            claimed(folder, "one", fresh=False)
-    assert folder.is_dir()
-    assert not claimed(folder, "one", fresh=False)
+        with pytest.raises(KeyboardInterrupt), search_folder(output, None) as found:
+            found.claim("one", fresh=False)
+    assert found.path.is_dir()
+    assert not SearchFolder(found.path).claim("one", fresh=False)
 
 
 def test_the_key_knows_the_code_of_the_model_and_the_metric(
@@ -188,9 +209,11 @@ def test_a_killed_search_is_continued_by_the_same_command(tmp_path: Path, x: np.
     assert not output.exists()
     left = (tmp_path / "a.alula.search" / "search.jsonl").read_bytes()
     assert left.count(b"\n") == 1
+    with pytest.raises(UsageError, match="starts from PyTorch modules only"):
+        optimize(model, x, output=output, threads=1, engines=["torch"])
     reports: list[str] = []
     optimize(model, x, **options, precisions=["fp32"], report=reports.append).close()
-    assert "continuing the search that was interrupted" in reports
+    assert "continuing the earlier search of this command" in reports
     assert "measuring the baseline" not in reports
     assert not [text for text in reports if text.startswith("preparing")]
     assert not (tmp_path / "a.alula.search").exists()

@@ -6,6 +6,9 @@ import csv
 import functools
 import os
 import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +29,10 @@ from alula.core import ArrayInput, Roofline, Throughput
 from alula.engines.fake import SCRIPT_VARIABLE
 from alula.errors import AlulaError, DataError, JobError, ModelError, UsageError
 from alula.report.pareto import ParetoPoint, pareto_front, pareto_svg
-from alula.sources import Source
+from alula.sources import Source, parse_source
 from alula.tuning import SearchPlan
 from alula.workflows import SurveyReport, SurveyRow, survey, surveying
-from alula.workflows.random_weights import PreparationRequest, prepare, settle_statistics
+from alula.workflows.random_weights import REQUEST, PreparationRequest, prepare, settle_statistics
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOF = Roofline(
@@ -541,3 +544,26 @@ def test_the_members_are_named_and_further_right_is_more() -> None:
 def test_what_cannot_be_drawn_is_refused(points: list[ParetoPoint]) -> None:
     with pytest.raises(ValueError, match=r"expected at least one|positive and finite"):
         pareto_svg(points, across="macs", caption="")
+
+
+def test_what_builds_a_model_ends_with_who_asked(tmp_path: Path) -> None:
+    """A killed survey cannot end its child, whose model may hang for ever."""
+    here = tmp_path / "here"
+    (tmp_path / "net.py").write_text(
+        f"import pathlib, time\ndef build():\n    pathlib.Path({str(here)!r}).touch()\n    time.sleep(600)\n"
+    )
+    request = PreparationRequest(
+        source=parse_source(f"{tmp_path / 'net.py'}:build"), shape=(3, 8, 8), threads=1
+    )
+    (tmp_path / REQUEST).write_bytes(msgspec.json.encode(request))
+    with subprocess.Popen(
+        [sys.executable, "-c", "from alula.workflows.random_weights import main; main()", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    ) as child:
+        assert child.stdin is not None
+        while not here.exists() and child.poll() is None:
+            time.sleep(0.05)
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(30) == -signal.SIGKILL

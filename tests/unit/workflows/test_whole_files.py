@@ -265,3 +265,23 @@ def test_what_gains_nothing_or_cannot_be_judged_is_refused(
             input=msgspec.structs.replace(INPUT, **changes),
             **options,  # type: ignore[arg-type]
         )
+
+
+def test_the_folder_of_a_search_is_one_calls_own_and_stays_with_what_was_interrupted(tmp_path: Path) -> None:
+    folder, target = tmp_path / "a.alula.stretches", tmp_path / "a.alula"
+    with whole_files._models_in(folder, target):
+        with (
+            pytest.raises(UsageError, match="Another search works in"),
+            whole_files._models_in(folder, target),
+        ):
+            pass
+        assert (folder / "stretch").is_dir()
+    with pytest.raises(AccuracyError), whole_files._models_in(folder, target):
+        raise AccuracyError("The scores differ.")
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), whole_files._models_in(folder, target):
+        (folder / "a.alula.search").mkdir()
+        raise KeyboardInterrupt
+    with pytest.raises(UsageError), whole_files._models_in(folder, target):
+        raise UsageError("There are no such weights.")
+    assert (folder / "a.alula.search").is_dir()
