@@ -39,6 +39,7 @@ __all__ = [
     "draw_survey",
 ]
 
+_ROUGHLY = "passed"  # and so many samples
 _OUTDONE = "they cannot win by what is known of others; `alula report` says why"
 
 
@@ -86,7 +87,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
     )
     untried: dict[str, list[str]] = {}
     losses: list[tuple[str, str]] = []
-    luckier = False
+    luckier = roughly = False
     for row in _best_by_recipe(outcomes):
         if isinstance(row, Rejected) and not row.tried:
             untried.setdefault(row.reason if row.reason == NO_TIME else _OUTDONE, []).append(row.recipe.name)
@@ -97,6 +98,8 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
             settings = manifest.chosen.settings if chosen else row.candidate.settings
             per_s = manifest.chosen.throughput_per_s if chosen else row.throughput.per_s
             luckier = luckier or per_s > manifest.chosen.throughput_per_s
+            rough = not chosen and row.accuracy.n < manifest.accuracy.n
+            roughly = roughly or rough
             table.add_row(
                 recipe,
                 str(settings),
@@ -104,7 +107,7 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
                 f"{per_s / base.throughput_per_s:.1f}",
                 _of_peak(measurements.of_peak(row.candidate.recipe, per_s)),
                 f"{(manifest.accuracy if chosen else row.accuracy).drop:+.4f}",
-                "chosen" if chosen else "accepted",
+                "chosen" if chosen else f"{_ROUGHLY} {row.accuracy.n}" if rough else "accepted",
             )
         else:
             losses.append((row.recipe.name, _loss(row)))
@@ -113,6 +116,13 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
         console.print(
             "The chosen one won side by side; the others' figures are from short looks in other minutes.",
             style="dim",
+        )
+    if roughly:
+        console.print(
+            f"`{_ROUGHLY} N`: a rough check, on N samples of {manifest.accuracy.n}; "
+            "what may win is judged on all.",
+            style="dim",
+            highlight=False,
         )
     if losses:
         console.print()
@@ -138,11 +148,15 @@ def _loss(outcome: Failed | Rejected) -> str:
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the fastest settings of each recipe, with its verdict on the most samples, then the losses."""
     best: dict[Recipe, Accepted] = {}
     for accepted in standing(outcomes):
         recipe = accepted.candidate.recipe
-        if recipe not in best or accepted.throughput.per_s > best[recipe].throughput.per_s:
-            best[recipe] = accepted
+        known = best.setdefault(recipe, accepted)
+        best[recipe] = msgspec.structs.replace(
+            max(accepted, known, key=lambda one: one.throughput.per_s),
+            accuracy=max(accepted.accuracy, known.accuracy, key=lambda one: one.n),
+        )
     losses = {one.recipe: one for one in outcomes if not isinstance(one, Accepted) and one.recipe not in best}
     return [*sorted(best.values(), key=lambda accepted: -accepted.throughput.per_s), *losses.values()]
 

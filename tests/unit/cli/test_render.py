@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from bundles import write_audio_bundle
 from rich.console import Console
 
 from alula.bundle import read_manifest
 from alula.cli import render
-from alula.core import Accepted, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
+from alula.core import Accepted, Accuracy, Candidate, Failed, Outcome, Recipe, Rejected, Settings, Throughput
 from alula.tuning import NO_TIME
 
 
@@ -58,6 +59,32 @@ def test_a_recipe_that_is_rejected_later_is_not_shown_as_accepted(
     assert "rejected: `top1` fell" in line
     (line,) = [one for one in drawn(bundle, [accepted], monkeypatch) if one.startswith(str(recipe))]
     assert line.endswith("accepted")
+
+
+def test_a_rough_check_is_not_shown_as_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict of a recipe is that on the most samples, whichever of its settings it was taken at."""
+    bundle = write_audio_bundle(tmp_path / "b.alula", scratch=tmp_path)
+    checked = read_manifest(bundle).accuracy
+    recipe = Recipe("torch", "int8", "fx")
+
+    def measured(batch_size: int, per_s: float, accuracy: Accuracy) -> Accepted:
+        return Accepted(
+            candidate=Candidate(recipe, Settings(batch_size=batch_size)),
+            accuracy=accuracy,
+            throughput=Throughput(per_s=per_s, rounds_per_s=(per_s,)),
+        )
+
+    rough = msgspec.structs.replace(checked, n=checked.n - 3, drop=0.0045)
+    fast = measured(8, 90.0, rough)
+    lines = drawn(bundle, [fast], monkeypatch)
+    (line,) = [one for one in lines if one.startswith(str(recipe))]
+    assert line.split()[-3:] == ["+0.0045", "passed", f"{checked.n - 3}"]
+    assert any("rough check" in one and f"of {checked.n};" in one for one in lines)
+    lines = drawn(bundle, [fast, measured(1, 80.0, checked)], monkeypatch)
+    (line,) = [one for one in lines if one.startswith(str(recipe))]
+    assert line.split()[-2:] == ["+0.0000", "accepted"]
+    assert "90.0" in line
+    assert not any("rough check" in one for one in lines)
 
 
 def test_why_a_recipe_was_lost_stands_below_the_table(
