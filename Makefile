@@ -25,9 +25,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/features.py
-	$(BIN)/python benchmarks/resnet20.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/folder.py
+	$(BIN)/python benchmarks/resnet20.py
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
