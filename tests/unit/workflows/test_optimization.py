@@ -392,14 +392,16 @@ def test_an_interrupt_of_the_folder_run_costs_only_its_figure(
 
     monkeypatch.setattr(optimization, "run_over_files", interrupted)
     images = write_images(tmp_path / "images", per_class=20)
-    model = write_linear_onnx(tmp_path / "model.onnx", (3, 16, 16))
+    weights = np.eye(3, dtype=np.float32).repeat(256, axis=0)  # the sum of each colour
+    model = write_linear_onnx(tmp_path / "model.onnx", weights, shape=("b", 3, 16, 16))
     reports: list[str] = []
     with small(
         model,
         images,
         tmp_path / "a.alula",
         input=COLOUR_IMAGES,
-        labels=[f"class {index}" for index in range(CLASSES)],
+        engines=["onnxruntime"],
+        precisions=["fp32"],
         report=reports.append,
     ) as bundle:
         assert bundle.manifest.folder is None
