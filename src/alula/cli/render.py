@@ -88,15 +88,22 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
     untried: dict[str, list[str]] = {}
     losses: list[tuple[str, str]] = []
     luckier = roughly = False
-    for row in _best_by_recipe(outcomes):
+
+    def per_s_of(row: Outcome) -> float:
+        if not isinstance(row, Accepted):
+            return 0.0
+        # The chosen one was measured again beside the baseline; the others stand as screened.
+        is_chosen = row.candidate.recipe.name == manifest.chosen.recipe
+        return manifest.chosen.throughput_per_s if is_chosen else row.throughput.per_s
+
+    for row in sorted(_best_by_recipe(outcomes), key=per_s_of, reverse=True):
         if isinstance(row, Rejected) and not row.tried:
             untried.setdefault(row.reason if row.reason == NO_TIME else _OUTDONE, []).append(row.recipe.name)
         elif isinstance(row, Accepted):
             recipe = row.candidate.recipe.name
             chosen = recipe == manifest.chosen.recipe
-            # The chosen one was measured again beside the baseline; the others stand as screened.
             settings = manifest.chosen.settings if chosen else row.candidate.settings
-            per_s = manifest.chosen.throughput_per_s if chosen else row.throughput.per_s
+            per_s = per_s_of(row)
             luckier = luckier or per_s > manifest.chosen.throughput_per_s
             rough = not chosen and row.accuracy.n < manifest.accuracy.n
             roughly = roughly or rough
@@ -148,7 +155,7 @@ def _loss(outcome: Failed | Rejected) -> str:
 
 
 def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
-    """Return the fastest settings of each recipe, with its verdict on the most samples, then the losses."""
+    """Return the fastest settings of each recipe, with its verdict on the most samples, and the losses."""
     best: dict[Recipe, Accepted] = {}
     for accepted in standing(outcomes):
         recipe = accepted.candidate.recipe
@@ -158,7 +165,7 @@ def _best_by_recipe(outcomes: list[Outcome]) -> list[Outcome]:
             accuracy=max(accepted.accuracy, known.accuracy, key=lambda one: one.n),
         )
     losses = {one.recipe: one for one in outcomes if not isinstance(one, Accepted) and one.recipe not in best}
-    return [*sorted(best.values(), key=lambda accepted: -accepted.throughput.per_s), *losses.values()]
+    return [*best.values(), *losses.values()]
 
 
 def draw_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
