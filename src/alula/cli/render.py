@@ -98,7 +98,8 @@ def draw_search(console: Console, bundle: Path, manifest: Manifest) -> None:
 
     for row in sorted(_best_by_recipe(outcomes), key=per_s_of, reverse=True):
         if isinstance(row, Rejected) and not row.tried:
-            untried.setdefault(row.reason if row.reason == NO_TIME else _OUTDONE, []).append(row.recipe.name)
+            why = NO_TIME if row.reason.startswith(NO_TIME) else _OUTDONE
+            untried.setdefault(why, []).append(row.recipe.name)
         elif isinstance(row, Accepted):
             recipe = row.candidate.recipe.name
             chosen = recipe == manifest.chosen.recipe

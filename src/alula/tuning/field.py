@@ -36,6 +36,7 @@ from alula.tuning.kinship import outdone
 from alula.tuning.limits import StepLimit
 from alula.tuning.messages import Loaded, LoadRequest, Predicted, PredictRequest
 from alula.tuning.process import Child, ChildError
+from alula.tuning.strategy import NO_TIME
 from alula.tuning.workshop import StepError, Workshop, file_name
 
 __all__ = ["ROUNDED", "ProcessField", "Reference", "predict"]
@@ -229,7 +230,7 @@ class ProcessField:
                 verdict = self._judge(Candidate(recipe, grid[0]), min(SCREENED, self._reference.n))
             except StepError as error:
                 if error.timed_out and self._limit.was_short:
-                    self._leave(recipe, "the budget was used up before it was made and checked")
+                    self._leave(recipe, f"{NO_TIME}, before it was made and checked")
                 else:
                     self._fail(recipe, error)
                 return ()
@@ -391,7 +392,7 @@ class ProcessField:
             except StepError as error:
                 if error.timed_out and self._limit.was_short:
                     self._gone.add(recipe)
-                    self._leave(recipe, "the budget was used up before its accuracy was checked")
+                    self._leave(recipe, f"{NO_TIME}, before its accuracy was checked")
                 else:
                     self._fail(recipe, error)
                 return False

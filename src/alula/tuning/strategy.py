@@ -42,7 +42,7 @@ _AGREE = 1.04  # the higher of two looks over the lower
 _LEAST_LAPS = 2  # forwards and backwards
 _FEWEST = 3  # contenders
 NO_TIME = "the budget is used up"
-"""Why a recipe was not tried that may have been worth it."""
+"""How the reason begins why a recipe was not tried that may have been worth it."""
 _CALM = 0.85  # of the anchor's usual speed: less is a disturbance, more is noise
 _STEADY = 1.15  # the faster of the anchor's rounds beside a look over the slower: more is a disturbance
 _OTHER_KIND = 1.5  # times the anchor's speed: what disturbs the one need not disturb the other

@@ -29,6 +29,9 @@ def test_what_was_not_tried_takes_one_line(tmp_path: Path, monkeypatch: pytest.M
     recipes = [Recipe("openvino", "int8", f"q{index}") for index in range(8)]
     late: list[Outcome] = [Rejected(recipe=recipe, reason=NO_TIME, tried=False) for recipe in recipes]
     wrong = Rejected(recipe=Recipe("torch", "bf16"), reason="`top1` fell by 0.1")
+    late.append(
+        Rejected(recipe=Recipe("onnxruntime", "int8", "static"), reason=f"{NO_TIME}, before", tried=False)
+    )
     slow: list[Outcome] = [
         Rejected(recipe=Recipe(engine, "fp32"), reason=f"slower than {engine}", tried=False)
         for engine in ("torch", "inductor")
@@ -36,7 +39,7 @@ def test_what_was_not_tried_takes_one_line(tmp_path: Path, monkeypatch: pytest.M
     lines = drawn(bundle, [wrong, *late, *slow], monkeypatch)
     tired, outdone = [line for line in lines if "not tried" in line]
     names = ", ".join(f"openvino/int8-q{index}" for index in range(6))
-    assert tired == f"not tried ({NO_TIME}): 8: {names}, …"
+    assert tired == f"not tried ({NO_TIME}): 9: {names}, …"
     assert outdone.startswith("not tried (they cannot win")
     assert outdone.endswith("): 2: torch/fp32, inductor/fp32")
     assert any(line.startswith("torch/bf16") and "rejected: `top1` fell by 0.1" in line for line in lines)
