@@ -104,15 +104,14 @@ class InductorEngine:
         """See `Engine.load`; compiles for the batch size, unless this machine did so before."""
         require_torch()
         check_knobs(self.name, settings, ())
-        if recipe.variant == AOT:
-            _check_made_for_here(artifact)
-            folder, batch_size = artifact, None
-        else:
-            fixed = signature.inputs[0].shape[0]
-            batch_size = fixed if isinstance(fixed, int) else settings.batch_size
-            with thread_settings(settings.threads):
-                folder = compiled_for_batch(artifact, recipe=recipe, batch_size=batch_size)
         with thread_settings(settings.threads):
+            if recipe.variant == AOT:
+                _check_made_for_here(artifact)
+                folder, batch_size = artifact, None
+            else:
+                fixed = signature.inputs[0].shape[0]
+                batch_size = fixed if isinstance(fixed, int) else settings.batch_size
+                folder = compiled_for_batch(artifact, recipe=recipe, batch_size=batch_size)
             library = load_library(folder, instances=settings.instances)
         return InductorSession(library, signature=signature, settings=settings, batch_size=batch_size)
 

@@ -57,8 +57,7 @@ class OnnxRuntimeEngine:
         """See `Engine.knobs`.
 
         Spinning decides by what else the machine does, so its opposite comes first. `arena` is not among
-        them: it trades speed for memory. Nor is `inter_op`, which cannot win: of two threads one was lost,
-        and 0.6 times the speed left, in the middle of 126 pairs of the grids in `benchmarks`.
+        them: it trades speed for memory. Nor is `inter_op`, which only loses a thread.
 
         >>> OnnxRuntimeEngine().knobs(Recipe("onnxruntime", "fp32"), Settings(threads=2))
         ({'spin': False}, {'graph': 'extended'})

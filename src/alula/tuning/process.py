@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import selectors
 import shlex
@@ -268,10 +267,11 @@ def end_group() -> None:
 
 def _new_file(folder: Path, name: str) -> BinaryIO:
     """Return `NAME.jsonl`, opened for writing, or the first of `NAME-2.jsonl` and so on that is not there."""
-    for number in itertools.count(1):
-        with contextlib.suppress(FileExistsError):
-            return (folder / f"{name}{'' if number == 1 else f'-{number}'}.jsonl").open("xb")
-    raise AssertionError("numbers do not end")
+    number, path = 1, folder / f"{name}.jsonl"
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}.jsonl"
+    return path.open("xb")
 
 
 def _written(request: Request, folder: Path) -> tuple[str, Path]:

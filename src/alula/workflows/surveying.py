@@ -458,15 +458,17 @@ def _ask(request: PreparationRequest, folder: Path) -> Preparation:
     # Not `-m`: the package imports the module, and Python warns of what is imported before it is run.
     code = "from alula.workflows.random_weights import main; main()"
     threads = str(request.threads)
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen(
             [sys.executable, "-c", code, str(folder)],
             stdin=subprocess.PIPE,  # it ends when this process does, however that comes
             stdout=stream,
             stderr=stream,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        )
+        ) as process,
+    ):
         try:
             code_ended = process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
@@ -475,8 +477,6 @@ def _ask(request: PreparationRequest, folder: Path) -> Preparation:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
     try:
         return msgspec.json.decode((folder / ANSWER).read_bytes(), type=Preparation)
     except (FileNotFoundError, msgspec.MsgspecError) as error:
