@@ -64,7 +64,7 @@ from alula.tuning import (
     search,
     settings_grid,
 )
-from alula.tuning.kinship import is_twin, speed_bound
+from alula.tuning.kinship import is_no_faster, speed_bound
 from lines import drop_torn_line, whole_lines
 from machine import machine_line
 
@@ -346,7 +346,7 @@ def beyond_their_bounds(scores: dict[Candidate, float]) -> list[str]:
             times = f"{speed / bound.speed:.2f} times as fast as {bound.kin}"
             found.append(f"{recipe} is {times}, and was believed to be at most {bound.limit:g} times")
     for slower, faster in itertools.permutations(best, 2):
-        if is_twin(slower, faster) and best[faster] > NEARLY * best[slower]:
+        if is_no_faster(faster, slower) and best[faster] > NEARLY * best[slower]:
             times = f"{best[faster] / best[slower]:.2f} times as fast as {slower}"
             found.append(f"{faster} is {times}, and was believed to be no faster")
     return found

@@ -28,9 +28,10 @@ def kill_when_written(arguments: list[str], results: Path, least_bytes: int) -> 
     """Run a command and kill it when its journal is so long; return whether there was time for that."""
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         while run.poll() is None:
+            time.sleep(0.001)
             try:
                 size = results.stat().st_size
-            except FileNotFoundError:
+            except FileNotFoundError:  # not begun, or over
                 continue
             if size >= least_bytes:
                 run.kill()

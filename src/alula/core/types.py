@@ -86,7 +86,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: tuple[TensorSpec, ...]
 
 
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """How an artifact is made: engine, precision, and what it does otherwise than the engine's default.
 
     Attributes:
@@ -202,7 +202,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return text + "".join(f", {key}={value}" for key, value in sorted(self.knobs.items()))
 
 
-class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """A recipe with settings: what the search compares."""
 
     recipe: Recipe
