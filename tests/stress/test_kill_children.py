@@ -162,7 +162,7 @@ def test_a_module(tmp_path: Path, seed: int) -> None:
     check(
         parse_source(f"{write_factory(tmp_path)}:tiny"),
         (3, 16, 16),
-        ("onnxruntime", "openvino", "torchscript"),
+        ("onnxruntime", "torchscript"),
         tmp_path / "search",
         seed=seed,
         longest_wait_s=6.0,

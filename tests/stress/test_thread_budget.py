@@ -27,7 +27,7 @@ from alula.sources import Source
 from alula.tuning import Child, Loaded, LoadRequest, measure_round
 from alula.tuning.messages import BuildRequest, Built
 
-ROUND_S = 1.0
+ROUND_S = 0.6
 LOOK_S = 0.01
 # A busy machine lets one look rarely, and at threads that would be done elsewhere. What starts a thread too
 # many has it in every round.

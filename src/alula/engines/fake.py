@@ -20,7 +20,8 @@ from alula.errors import EngineError
 __all__ = ["SCRIPT_VARIABLE", "FakeEngine", "FakeScript"]
 
 SCRIPT_VARIABLE = "ALULA_FAKE_ENGINE"
-"""Environment variable with the JSON of a `FakeScript` for artifacts built in this process tree."""
+"""Environment variable with JSON: a `FakeScript` for each recipe by its name, for artifacts built in this
+process tree. A recipe that is not named does as the model."""
 
 
 class FakeScript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +69,8 @@ class FakeEngine:
 
     def build(self, export: Path, artifact: Path, *, recipe: Recipe) -> None:
         """See `Engine.build`: the script is the artifact."""
-        script = msgspec.json.decode(os.environ.get(SCRIPT_VARIABLE, "{}"), type=FakeScript)
+        scripts = msgspec.json.decode(os.environ.get(SCRIPT_VARIABLE, "{}"), type=dict[str, FakeScript])
+        script = scripts.get(recipe.name, FakeScript())
         if script.fault_at == "build":
             _misbehave(script)
         (artifact / "fake.json").write_bytes(msgspec.json.encode(script))

@@ -96,11 +96,22 @@ def plan(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Say what the fake engine does in this search."""
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[Recipe, FakeScript]], None]:
+    """Say what the fake engine does with each recipe in this search."""
+
+    def set_scripts(of: dict[Recipe, FakeScript]) -> None:
+        named = {recipe.name: script for recipe, script in of.items()}
+        monkeypatch.setenv(SCRIPT_VARIABLE, msgspec.json.encode(named).decode())
+
+    return set_scripts
+
+
+@pytest.fixture
+def script(scripts: Callable[[dict[Recipe, FakeScript]], None]) -> Callable[..., None]:
+    """Say what the fake engine does with its plain recipe."""
 
     def set_script(**fields: Any) -> None:
-        monkeypatch.setenv(SCRIPT_VARIABLE, msgspec.json.encode(FakeScript(**fields)).decode())
+        scripts({FAKE: FakeScript(**fields)})
 
     return set_script
 
@@ -127,34 +138,32 @@ def test_the_fastest_right_recipe_wins(plan: SearchPlan, script: Callable[..., N
         np.testing.assert_allclose(np.load(paths[0]), golden[:, :CLASSES], rtol=1e-6)
 
 
-@pytest.mark.parametrize("place", ["build", "load", "run"])
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("error", r"The fake engine failed, as its script says\."),
-        ("exit", r"The process ended with exit code 41\."),
-        ("hang", r"Stopped: no answer within 8 s\."),
-        ("memory", r"Stopped: it used \d+\.\d GiB of memory; allowed were 0\.8 GiB\."),
-    ],
-)
-def test_a_recipe_that_breaks_costs_one_line(
-    plan: SearchPlan, script: Callable[..., None], fault: str, place: str, says: str
+def test_each_recipe_that_breaks_costs_one_line(
+    plan: SearchPlan, scripts: Callable[[dict[Recipe, FakeScript]], None]
 ) -> None:
-    script(fault=fault, fault_at=place)
-    plan = replace(
-        plan,
-        timeout_s=8.0 if fault == "hang" else plan.timeout_s,
-        memory_limit_bytes=int(0.8 * 2**30) if fault == "memory" else plan.memory_limit_bytes,
-    )
-    found = run(plan)
-    (failed,) = found.of(FAKE)
-    assert isinstance(failed, Failed)
-    assert re.fullmatch(says, failed.error)
-    assert failed.seconds > 0
+    says = {
+        "error": r"The fake engine failed, as its script says\.",
+        "exit": r"The process ended with exit code 41\.",
+        "hang": r"Stopped: no answer within 8 s\.",
+        "memory": r"Stopped: it used \d+\.\d GiB of memory; allowed were 0\.8 GiB\.",
+    }
+    breaking = {
+        Recipe("fake", "fp32", variant=f"{fault}-at-{place}"): FakeScript(fault=fault, fault_at=place)
+        for fault in says
+        for place in ("build", "load", "run")
+    }
+    scripts(breaking)
+    limits: dict[str, Any] = {"timeout_s": 8.0, "memory_limit_bytes": int(0.8 * 2**30)}
+    found = run(replace(plan, recipes=(*breaking, REAL), **limits))
+    for recipe, script in breaking.items():
+        (failed,) = found.of(recipe)
+        assert isinstance(failed, Failed)
+        assert re.fullmatch(says[script.fault or ""], failed.error), recipe
+        assert failed.seconds > 0
+        assert "alula.tuning.worker < " in failed.reproduce
+        assert Path(shlex.split(failed.reproduce)[-1]).is_file()
     assert set(map(type, found.of(REAL))) == {Accepted}
     assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
-    assert "alula.tuning.worker < " in failed.reproduce
-    assert Path(shlex.split(failed.reproduce)[-1]).is_file()
 
 
 def test_the_command_of_a_failure_repeats_it(plan: SearchPlan, script: Callable[..., None]) -> None:
@@ -168,37 +177,33 @@ def test_the_command_of_a_failure_repeats_it(plan: SearchPlan, script: Callable[
     assert last == {"type": "Problem", "error": failed.error}
 
 
-@pytest.mark.parametrize("scale", [1.01, -1.0, 0.0])
-def test_an_engine_that_computes_something_else_is_rejected(
-    plan: SearchPlan, script: Callable[..., None], scale: float
+def test_what_computes_something_else_is_rejected_and_rounding_is_not(
+    plan: SearchPlan, scripts: Callable[[dict[Recipe, FakeScript]], None]
 ) -> None:
-    """A factor of 1.01 changes no top-1 result, and is no rounding."""
-    script(scale=scale)
-    found = run(plan)
-    (rejected,) = found.of(FAKE)
-    assert isinstance(rejected, Rejected)
-    assert rejected.reason.startswith("FP32 outputs differ from the model's by ")
+    """A factor of 1.01 changes no top-1 result, and is no rounding; 1.0001 is."""
+
+    def named(variant: str) -> Recipe:
+        return Recipe("fake", "fp32", variant=variant)
+
+    wrong = {
+        named("larger"): FakeScript(scale=1.01),
+        named("negative"): FakeScript(scale=-1.0),
+        named("nothing"): FakeScript(scale=0.0),
+        named("nan"): FakeScript(fault="nan"),
+        # Right on the golden samples: the first two of five batches.
+        named("nan-later"): FakeScript(fault="nan", fault_after=2),
+    }
+    rounded = named("rounded")
+    scripts({**wrong, rounded: FakeScript(scale=1.0001, seconds_per_batch=0.02)})
+    found = run(replace(plan, recipes=(*wrong, rounded, REAL)))
+    for recipe, script in wrong.items():
+        (rejected,) = found.of(recipe)
+        assert isinstance(rejected, Rejected)
+        assert "\n" not in rejected.reason
+        if script.fault is None:
+            assert rejected.reason.startswith("FP32 outputs differ from the model's by ")
+    assert set(map(type, found.of(rounded))) == {Accepted}
     assert {finalist.accepted.candidate.recipe for finalist in found.result.finalists} == {REAL}
-
-
-def test_rounding_is_no_difference(plan: SearchPlan, script: Callable[..., None]) -> None:
-    script(scale=1.0001)
-    assert set(map(type, run(plan).of(FAKE))) == {Accepted}
-
-
-def test_nan_is_rejected(plan: SearchPlan, script: Callable[..., None]) -> None:
-    script(fault="nan")
-    (rejected,) = run(plan).of(FAKE)
-    assert isinstance(rejected, Rejected)
-    assert "\n" not in rejected.reason
-
-
-def test_nan_after_the_golden_samples_is_rejected(plan: SearchPlan, script: Callable[..., None]) -> None:
-    """The engine is right on the first two of five batches."""
-    script(fault="nan", fault_after=2)
-    (rejected,) = run(plan).of(FAKE)
-    assert isinstance(rejected, Rejected)
-    assert "\n" not in rejected.reason
 
 
 def test_a_recipe_that_dies_while_it_is_timed_is_lost_and_the_others_stand(

@@ -233,9 +233,13 @@ def share_within_3_percent(found: Iterable[tuple[SimulatedField, tuple[Standing,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [NOISY, QUIET], ids=["noisy", "quiet"])
-def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches(noise: Noise) -> None:
-    assert share_within_3_percent(searched(seed, noise) for seed in range(500)) >= 0.95
+def test_the_winner_is_within_3_percent_of_the_best_in_95_percent_of_500_searches() -> None:
+    assert share_within_3_percent(searched(seed, NOISY) for seed in range(500)) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_same_on_a_quiet_machine() -> None:
+    assert share_within_3_percent(searched(seed, QUIET) for seed in range(200)) >= 0.95
 
 
 @pytest.mark.slow

@@ -269,7 +269,7 @@ def test_samples_that_the_budget_leaves_no_time_for_are_not_read(
 def test_when_all_recipes_are_wrong_it_is_said_which_and_why(
     tmp_path: Path, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SCRIPT_VARIABLE, '{"scale": 2.0}')
+    monkeypatch.setenv(SCRIPT_VARIABLE, '{"fake/fp32": {"scale": 2.0}}')
     outcomes: list[object] = []
     with pytest.raises(AccuracyError, match=r"nothing to put into a bundle\. fake/fp32: FP32 outputs differ"):
         small(

@@ -158,7 +158,7 @@ def test_an_onnx_file(tmp_path: Path) -> None:
 def test_a_model_that_no_recipe_runs_says_why_and_how_large_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SCRIPT_VARIABLE, '{"fault": "error", "fault_at": "build"}')
+    monkeypatch.setenv(SCRIPT_VARIABLE, '{"fake/fp32": {"fault": "error", "fault_at": "build"}}')
     (row,) = small([str(write_onnx(tmp_path / "m.onnx", batch=8))]).rows
     assert row.error is not None
     assert row.error.startswith("No recipe could be measured. fake/fp32: The fake engine failed")
