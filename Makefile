@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # tests/support lets timm import its torchvision where only the CPU build of PyTorch is installed.
 export PYTHONPATH := $(CURDIR)/tests/support$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# Searches start hundreds of processes: what Python has compiled for one is kept for the next.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)
