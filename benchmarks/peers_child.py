@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from alula.hardware import stolen_share, take_snapshot
 from alula.measure import Round, offline_round
 from alula.tuning.messages import Measured, MeasureRequest, Predicted, PredictRequest
 
@@ -379,7 +380,7 @@ class Served:
         if not self._batches:
             self._batches = list(self._whole(inputs))[:CACHED_BATCHES]
             self._running.timed(self._batches, WARM_UP_S)
-        cpu_s = time.process_time()
+        before, cpu_s = take_snapshot(), time.process_time()
         found = self._running.timed(self._batches, request.seconds)
         return Measured(
             samples=found.samples,
@@ -387,6 +388,7 @@ class Served:
             calls_s=found.calls,
             instances=found.instances,
             cpu_s=time.process_time() - cpu_s,
+            stolen=stolen_share(before, take_snapshot()),
         )
 
     def _whole(self, inputs: Floats) -> Iterator[Floats]:
@@ -398,10 +400,12 @@ def serve(peer: str, job: Job) -> None:
     """Answer requests from standard input until it ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # A reader of its own: Python aborts, and tells no error, if it ends while a thread reads its `sys.stdin`.
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def watch() -> None:
-        for line in sys.stdin.buffer:
+        for line in requests:
             lines.put(line)
         os._exit(0)  # who asked is gone, and a compilation may run for minutes
 

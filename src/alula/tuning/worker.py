@@ -378,11 +378,13 @@ def main() -> None:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # A reader of its own: Python aborts, and tells no error, if it ends while a thread reads its `sys.stdin`.
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    from_search = stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
+    from_search = stat.S_ISFIFO(os.fstat(requests.fileno()).st_mode)
 
     def watch() -> None:
-        for line in sys.stdin.buffer:
+        for line in requests:
             lines.put(line)
         lines.put(b"")
         if from_search:

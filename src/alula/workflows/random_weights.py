@@ -7,6 +7,7 @@ request in the folder that the command line names, and writes the answer there.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -143,7 +144,8 @@ def main() -> None:
 
 
 def _end_with_who_asked() -> None:
-    sys.stdin.buffer.read()
+    # Nothing is ever sent. Not through `sys.stdin`: Python aborts if it ends while a thread reads that.
+    os.read(sys.stdin.fileno(), 1)
     end_group()
 
 

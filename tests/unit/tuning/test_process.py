@@ -251,6 +251,12 @@ def test_a_crash_gives_the_exit_code(child: Child, tmp_path: Path) -> None:
         child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
 
 
+def test_an_error_that_nobody_expected_is_told(child: Child, tmp_path: Path) -> None:
+    child.ask(scripted(tmp_path / "artifact"), Loaded, timeout_s=ANSWER_S)
+    with pytest.raises(ChildError, match=r"exit code 1: ZeroDivisionError: "):
+        child.ask(MeasureRequest(inputs=(), seconds=0.0), Measured, timeout_s=ANSWER_S)
+
+
 def test_the_last_line_of_the_log_explains_a_crash(tmp_path: Path) -> None:
     with Child(tmp_path, "mute", threads=1, memory_limit_bytes=GIB) as child:
         (tmp_path / "mute.log").write_text("warning: one\n\n  fatal: no such kernel  \n\n")

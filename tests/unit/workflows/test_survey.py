@@ -179,6 +179,21 @@ def test_a_model_whose_process_ends(tmp_path: Path) -> None:
     assert row.error == "The process that builds the model ended with exit code 7: so long."
 
 
+def test_an_error_that_nobody_expected_is_told(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def parameters(self, recurse=True):\n"
+        "        raise RuntimeError('no parameters today')\n"
+        "def net():\n"
+        "    return Net(2, 2)\n"
+    )
+    (row,) = small([f"{tmp_path / 'net.py'}:net"]).rows
+    assert row.error == (
+        "The process that builds the model ended with exit code 1: RuntimeError: no parameters today."
+    )
+
+
 def test_a_model_that_is_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surveying, "TIMEOUT_S", 0.01)
     (tmp_path / "net.py").write_text("import threading\ndef net():\n    threading.Event().wait()\n")
