@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +88,9 @@ class EnsembleWay:
     def __init__(self, bundle: str, _name: str) -> None:
         import alula
 
-        self._ensemble = alula.load(bundle, trust_code=True)
+        loaded = alula.load(bundle, trust_code=True)
+        assert isinstance(loaded, alula.Ensemble)
+        self._ensemble = loaded
 
     def run(self, files: list[Path], table: Path) -> int:
         from alula.workflows import predict
@@ -170,11 +173,11 @@ class UsualWay:
         # One file at a time: the windows of every network over all files would fill the memory.
         for path in files:
             wave = self._decode(path)
-            decode[0] += core_seconds(lambda path=path: self._decode(path), copies=cores)
+            decode[0] += core_seconds(partial(self._decode, path), copies=cores)
             for member in self._pipeline.members:
                 windows = self._transform(wave, member)
-                features[0] += core_seconds(lambda m=member, w=wave: self._transform(w, m), copies=cores)
-                model[0] += core_seconds(lambda m=member, x=windows: self._infer(x, m))
+                features[0] += core_seconds(partial(self._transform, wave, member), copies=cores)
+                model[0] += core_seconds(partial(self._infer, windows, member))
         return Stages(decode[0], features[0], model[0])
 
     def _predict(self, path: Path) -> np.ndarray:

@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import librosa
@@ -172,7 +173,7 @@ def main() -> None:
         waveform = AudioFeatures(AudioInput(sample_rate_hz=RATE_HZ, window_s=WINDOW_S))
         blocks_48k = [at_48k[start : start + 960_000, None] for start in range(0, len(at_48k), 960_000)]
         ways: dict[str, Callable[[], object]] = {
-            name: lambda way=way: way(waves) for name, way in spectrograms.items()
+            name: partial(way, waves) for name, way in spectrograms.items()
         }
         ways["decode: OGG Vorbis, 32 kHz mono"] = lambda: sum(map(len, open_audio(path).blocks()))
         ways["resample: soxr HQ, 48 to 32 kHz, cut into windows"] = lambda: sum(

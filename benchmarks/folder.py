@@ -72,7 +72,9 @@ class BundleWay:
     """A bundle, as `alula predict` runs it."""
 
     def __init__(self, bundle: str) -> None:
-        self._bundle = alula.load(bundle, trust_code=True)
+        loaded = alula.load(bundle, trust_code=True)
+        assert isinstance(loaded, alula.Bundle)
+        self._bundle = loaded
 
     def run(self, files: list[Path], table: Path) -> int:
         return predict(self._bundle, files, output=table).job.samples
@@ -306,8 +308,8 @@ def section(
         gain = "1" if name == USUAL else str(ratio(rate.rounds_per_s, rates[USUAL].rounds_per_s))
         speeds.append((name, runs[name], f"{rate.per_s * window_s:,.0f}", gain))
     per_hour = []
-    for name, found in stages.items():
-        cells = [*found, sum(found), statistics.median(contenders[name].cpu_s)]
+    for name, parts in stages.items():
+        cells = [*parts, sum(parts), statistics.median(contenders[name].cpu_s)]
         per_hour.append((name, *(f"{value / hours:,.1f}" for value in cells)))
     lines = [
         "### Folder run, tf_efficientnet_b0_ns on log-mel 1x128x313",

@@ -453,8 +453,8 @@ def race(model: Model, prepared: dict[str, Entry], *, rounds: int, seconds: floa
         warnings = describe_disturbance(
             before, take_snapshot(), own_cpu_s=used_cpu_s, wall_s=time.monotonic() - started_s
         )
-    for name, error in dropped.items():
-        lost(name, error)
+    for name, reason in dropped.items():
+        lost(name, reason)
     for name, taken in done.items():
         entries[name] = msgspec.structs.replace(
             entries[name], per_s=throughput(taken).rounds_per_s, warnings=warnings
@@ -496,8 +496,9 @@ def measure(name: str, record: Record, options: argparse.Namespace) -> None:
     earlier = record.entries(name, "prepared")
     prepared = {contender: entry for contender, entry in earlier.items() if entry.error is None}
     known = None if options.winner_from is None else winner_from(options.winner_from, name)
-    if OURS in prepared and prepared[OURS].recipe is not None and known is None:
-        known = Candidate(Recipe.parse(prepared[OURS].recipe), prepared[OURS].settings or Settings())
+    ours = prepared.get(OURS)
+    if ours is not None and ours.recipe is not None and known is None:
+        known = Candidate(Recipe.parse(ours.recipe), ours.settings or Settings())
     if not (folder / "source.json").exists():
         prepared = {}  # what was made is gone
     model = open_model(name, folder, threads=thread_budget(options.threads), max_drop=options.max_drop)

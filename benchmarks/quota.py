@@ -62,7 +62,10 @@ class Contender:
 
     def __init__(self, cgroup: Path | None) -> None:
         self.pool = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=enter, initargs=(cgroup and str(cgroup),)
+            1,
+            mp_context=get_context("spawn"),
+            initializer=enter,
+            initargs=(None if cgroup is None else str(cgroup),),
         )
         self.used: dict[str, list[Used]] = {}
 

@@ -84,6 +84,7 @@ def section(bundle: alula.Bundle, again: BenchReport, *, rounds: int, seconds: f
     accuracy, folder = manifest.accuracy, manifest.folder
     rows = rows_of(read_journal(bundle.path / "search.jsonl"))
     row = again.rows[0]
+    assert row.change is not None  # it was asked for a bundle
     lines = [
         "### ResNet-20, real weights, CIFAR-10 test images",
         "",

@@ -76,4 +76,5 @@ def decibels(window: Waves, mel: LogMel, rate_hz: int) -> NDArray[np.float32]:
         center=mel.center,
         pad_mode=mel.pad_mode,
     )
-    return np.asarray(librosa.power_to_db(power, ref=mel.ref, amin=mel.amin, top_db=mel.top_db), np.float32)
+    ref = np.max if mel.ref == "max" else mel.ref
+    return np.asarray(librosa.power_to_db(power, ref=ref, amin=mel.amin, top_db=mel.top_db), np.float32)

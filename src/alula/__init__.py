@@ -11,9 +11,9 @@ from alula._version import __version__
 from alula.errors import AlulaError
 
 if TYPE_CHECKING:
-    from alula.workflows import Bundle, Prediction, load, optimize
+    from alula.workflows import Bundle, Ensemble, Prediction, load, optimize
 
-__all__ = ["AlulaError", "Bundle", "Prediction", "__version__", "load", "optimize"]
+__all__ = ["AlulaError", "Bundle", "Ensemble", "Prediction", "__version__", "load", "optimize"]
 
 
 def __getattr__(name: str) -> Any:

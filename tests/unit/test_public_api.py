@@ -30,7 +30,15 @@ HEAVY = (
 
 
 def test_the_public_names() -> None:
-    assert sorted(alula.__all__) == ["AlulaError", "Bundle", "Prediction", "__version__", "load", "optimize"]
+    assert sorted(alula.__all__) == [
+        "AlulaError",
+        "Bundle",
+        "Ensemble",
+        "Prediction",
+        "__version__",
+        "load",
+        "optimize",
+    ]
     for name in alula.__all__:
         assert getattr(alula, name) is not None
 
