@@ -35,6 +35,7 @@ __all__ = ["NO_TIME", "Effort", "Field", "Standing", "Strategy"]
 
 
 _ANCHOR_ROUNDS = 15  # half a minute: longer than most disturbances, shorter than most drifts
+_MOSTLY = 0.75  # of the time for looks: then leaders get closer ones, whatever is left to try
 _SURE = 3  # looks, whose median one disturbance cannot move
 _TWICE = 2  # looks: one may be disturbed
 _AGAIN = 3  # settings of a promising recipe are looked at twice
@@ -243,10 +244,18 @@ class Strategy:
         return standings
 
     def _look_around(self, left: list[Recipe]) -> None:
-        """Take recipes, closer looks at the best of them, and further recipes, as long as there is time."""
+        """Take recipes, closer looks at the best of them, and further recipes, as long as there is time.
+
+        The first closer looks are taken while there is time for others: recipes that take a minute each may
+        leave none for the settings of the leaders.
+        """
+        looked_closer = False
         while True:
             while not (self._scores and self._is_late(self._expected_s())) and self._take_next(left):
-                pass
+                if not looked_closer and self._is_mostly_over():
+                    looked_closer = True
+                    self._look_closer()
+                    self._look_until_sure()
             self._look_closer()
             self._look_until_sure()
             if self._is_late(min(self._costs_s, default=0.0)) or not self._take_next(left):
@@ -286,6 +295,10 @@ class Strategy:
 
     def _is_late(self, ahead_s: float = 0.0) -> bool:
         return self._clock.monotonic() + ahead_s > self._looks_end_s()
+
+    def _is_mostly_over(self) -> bool:
+        looks_s = self._looks_end_s() - self._started_s
+        return self._clock.monotonic() > self._started_s + _MOSTLY * looks_s
 
     def _know(self, recipe: Recipe) -> bool:
         """Take over what an earlier search knows of a recipe; return whether that is anything."""
