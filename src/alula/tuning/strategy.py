@@ -297,6 +297,8 @@ class Strategy:
         return self._clock.monotonic() + ahead_s > self._looks_end_s()
 
     def _is_mostly_over(self) -> bool:
+        if len(self._costs_s) <= self._effort.closer:
+            return False  # others say more than other settings of the first
         looks_s = self._looks_end_s() - self._started_s
         return self._clock.monotonic() > self._started_s + _MOSTLY * looks_s
 

@@ -270,7 +270,7 @@ def test_the_same_where_int8_is_disturbed_otherwise_than_fp32_which_comes_first(
 
 
 class KinField(SimulatedField):
-    """Recipes of one engine differ by little, and those of the last take a minute, as what is compiled does."""
+    """Recipes of one engine differ by little; those of the last take a minute, as what is compiled does."""
 
     def __init__(self, seed: int, noise: Noise, clock: ScriptedClock) -> None:
         self.of_engine: dict[str, dict[Candidate, float]] = {}
@@ -280,8 +280,8 @@ class KinField(SimulatedField):
         if recipe.engine not in self.of_engine:
             self.of_engine[recipe.engine] = super()._speeds(recipe)
         share = math.exp(self.chance.gauss(0, 0.03))
-        kin = self.of_engine[recipe.engine].items()
-        return {Candidate(recipe, one.settings): share * speed for one, speed in kin}
+        kin = self.of_engine[recipe.engine]
+        return {Candidate(recipe, one.settings): share * speed for one, speed in kin.items()}
 
     def prepare(self, recipe: Recipe, *, until_s: float) -> tuple[Settings, ...]:
         if recipe.engine == RECIPES[-1].engine:
