@@ -194,6 +194,7 @@ class Strategy:
         self._stolen: deque[float] = deque(maxlen=_STOLEN_ROUNDS)
         self._rounds_wanted = self._rounds_taken = 0
         self._coarse: dict[Recipe, list[Candidate]] = {}
+        self._surrounded: set[Candidate] = set()  # of which all variations were looked at
         self._costs_s: list[float] = []
         self._given_up: list[Recipe] = []  # or failed: which of the two is the field's affair
         self._calls_s: dict[Candidate, float] = {}
@@ -417,7 +418,7 @@ class Strategy:
                 if not self._was_tried(candidate):
                     self._look_twice(candidate, below=self._scores.get(leader, 0.0))
             top = self._best_of(leader.recipe)
-            while top is not None:
+            while top is not None and top not in self._surrounded:
                 before = self._scores[top]
                 for settings in self._field.variations(top):
                     candidate = Candidate(top.recipe, settings)
@@ -426,6 +427,7 @@ class Strategy:
                     if self._is_late(self._field.loading_s(candidate)):
                         return
                     self._look_twice(candidate, below=before)
+                self._surrounded.add(top)
                 best = self._best_of(leader.recipe)
                 top = best if best is not None and best != top and self._scores[best] > before else None
 
